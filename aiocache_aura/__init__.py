@@ -1,0 +1,1 @@
+"""aiocache_aura: the asyncio cache on Redis and Valkey."""

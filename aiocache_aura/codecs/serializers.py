@@ -1,0 +1,150 @@
+"""Values to bytes and back: returned equal and of the same type, or refused.
+
+PLAIN is JSON, for what JSON holds exactly; TAGGED is JSON with tags, for the rest of the standard library's values and for the classes that
+an annotation or `register_type` names. Every store is checked. For PLAIN the check is at C speed: marshal writes by exact type and refuses
+everything else, so the decoded structure is the same exactly when both are the same bytes to it. (Version 2: no references, which would
+depend on counts, and no interning flags. It also writes foreign buffers as bytes, but JSON has refused those before.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import marshal
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import orjson
+
+from aiocache_aura.codecs.annotations import ANY, conforms, description, says_nothing, shapes_in
+from aiocache_aura.codecs.compare import difference
+from aiocache_aura.codecs.shapes import Shape, is_model, name_of, shape_of
+from aiocache_aura.codecs.tagged import FIXES, Reader, Writer
+from aiocache_aura.errors import SerializationError
+
+PLAIN, TAGGED = 0, 1
+T = TypeVar("T")
+
+_registered: dict[type, Shape] = {}
+
+
+class Undecodable(Exception):
+    """Bytes that are no value of ours, or not of the type that is expected: a miss."""
+
+
+def register_type(cls: type[T]) -> type[T]:
+    """Let values without a declared type contain instances of this class; also a decorator.
+
+    Register it in every process that reads them: a name found in the store is looked up among registered classes, never imported.
+    """
+    shape = shape_of(cls)
+    if shape is None:
+        raise SerializationError(f"{name_of(cls)} is no Enum, dataclass, NamedTuple, attrs class, Struct or pydantic model")
+    _registered[cls] = shape
+    return cls
+
+
+class Serializer:
+    """The codec for values declared to be of one type, or of any."""
+
+    def __init__(self, annotation: object) -> None:
+        self.annotation = ANY if says_nothing(annotation) else annotation
+        self._shapes: dict[type, Shape] = {} if self.annotation is ANY else shapes_in(annotation)
+        self._by_name = {shape.name: shape for shape in self._shapes.values()}
+        self.schema = 0 if self.annotation is ANY else _fingerprint(description(annotation, self._shapes))
+
+    def __repr__(self) -> str:
+        return f"Serializer({self.annotation!r})"
+
+    def encode(self, value: object) -> tuple[int, bytes]:
+        """(codec number, payload); SerializationError names the path in the value that would not come back."""
+        try:
+            payload = orjson.dumps(value)
+            if marshal.dumps(value, 2) == marshal.dumps(orjson.loads(payload), 2):  # type: ignore[arg-type]
+                return PLAIN, payload
+        except (TypeError, ValueError):
+            pass  # not all JSON: tags will say
+        try:
+            return TAGGED, self._tagged(value)
+        except RecursionError:
+            raise SerializationError(f"value is nested too deeply or contains itself; {FIXES}") from None
+
+    def _tagged(self, value: object) -> bytes:
+        payload = orjson.dumps(Writer(self._shapes | _registered).write(value))
+        try:
+            back = self._read(payload)
+        except Exception as error:
+            raise SerializationError(f"value cannot be read back ({error}); {FIXES}") from error
+        path = difference(value, back)
+        if path is not None:
+            raise SerializationError(f"{path} would not come back as it is; {FIXES}")
+        return payload
+
+    def decode(self, codec: int, schema: int, payload: bytes | memoryview) -> Any:
+        """The value; Undecodable for whatever is not one, or is not of the declared type."""
+        if schema != self.schema and schema and self.schema:
+            raise Undecodable("stored for another declared type")
+        try:
+            if codec == PLAIN:
+                value = orjson.loads(payload)
+            elif codec == TAGGED:
+                value = self._read(payload)
+            else:
+                raise Undecodable(f"codec {codec} is not known to this version")
+        except Undecodable:
+            raise
+        except Exception as error:
+            raise Undecodable(f"{type(error).__name__}: {error}") from error
+        if schema != self.schema and self.schema and not conforms(value, self.annotation):
+            raise Undecodable("stored without a declared type, and not of the one that is expected")
+        return value
+
+    def _read(self, payload: bytes | memoryview) -> Any:
+        table = self._by_name | {shape.name: shape for shape in _registered.values()} if _registered else self._by_name
+        return Reader(table).read(orjson.loads(payload))
+
+    def convert(self, value: object) -> Any:
+        """The value as the declared type, by pydantic or msgspec: what `returns=` does with ORM rows."""
+        try:
+            return _converter(self)(value)
+        except SerializationError:
+            raise
+        except Exception as error:
+            raise SerializationError(f"the value cannot be converted to {self.annotation}: {error}") from error
+
+    def has_models(self) -> bool:
+        return any(is_model(cls) for cls in self._shapes)
+
+
+def serializer_for(annotation: object = ANY) -> Serializer:
+    """The codec for a declared type; ANY, typing.Any and object declare nothing."""
+    try:
+        return _cached(annotation)
+    except TypeError:  # an annotation with something unhashable in it
+        return Serializer(annotation)
+
+
+@lru_cache(maxsize=1024)
+def _cached(annotation: object) -> Serializer:
+    return Serializer(annotation)
+
+
+def _converter(serializer: Serializer) -> Any:
+    annotation: Any = serializer.annotation
+    if serializer.has_models() or importlib.util.find_spec("msgspec") is None:
+        if importlib.util.find_spec("pydantic") is None:
+            raise SerializationError("returns= converts by msgspec or pydantic: pip install 'aiocache-aura[msgspec]'")
+        from pydantic import TypeAdapter
+
+        adapter = TypeAdapter(annotation)
+        return lambda value: adapter.validate_python(value, from_attributes=True)
+    import msgspec
+
+    return lambda value: msgspec.convert(value, annotation, from_attributes=True)
+
+
+def _fingerprint(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") or 1
+
+
+__all__ = ["ANY", "PLAIN", "TAGGED", "Serializer", "Undecodable", "register_type", "serializer_for"]

@@ -1,0 +1,60 @@
+"""What a namespace asks of its manager, and how verbs read what they are given."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Coroutine, Iterable
+from typing import Any, Protocol, TypeAlias
+
+from aiocache_aura.context import Id, id_text
+from aiocache_aura.engine import Engine
+from aiocache_aura.errors import BackendError
+from aiocache_aura.generations import Addresses
+from aiocache_aura.stores.base import Scopes
+from aiocache_aura.types import Everyone
+
+Who: TypeAlias = Id | Everyone | None
+
+
+class Desk(Protocol):
+    """What a namespace asks of its manager."""
+
+    @property
+    def addresses(self) -> Addresses: ...
+
+    @property
+    def is_off(self) -> bool: ...
+
+    def engine_now(self) -> Engine | None: ...
+
+    async def engine(self) -> Engine: ...
+
+    def fault(self, error: BackendError, what: str) -> None:
+        """Log it; under `strict`, raise it."""
+
+    async def drop(self, scopes: Scopes, what: str) -> bool:
+        """Invalidate these generations; whether it was delivered."""
+
+    async def behind(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Run it in this loop, behind the caller's back."""
+
+
+def listed(texts: Iterable[str], what: str = "keys") -> list[str]:
+    """Keys or tags as a list; a single text, which would be taken letter by letter, is a TypeError."""
+    if isinstance(texts, str | bytes):
+        raise TypeError(f"{what} are a list of texts, not one text: [{texts!r:.40}]")
+    return list(texts)
+
+
+def narrowed(given: Who, what: str) -> tuple[str] | tuple[()]:
+    """The one id to narrow to, as text; nothing for None and ALL."""
+    return () if given is None or isinstance(given, Everyone) else (id_text(given, what),)
+
+
+def refuse_awaitable(loader: object) -> None:
+    """A coroutine in the place of a loader: on a hit nobody would await it."""
+    if not inspect.isawaitable(loader):
+        return
+    if inspect.iscoroutine(loader):
+        loader.close()
+    raise TypeError("the loader is a function, so that a hit does not call it: pass `load` or `lambda: load(1)`, not `load(1)`")

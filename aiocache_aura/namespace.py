@@ -1,0 +1,466 @@
+"""A cache type as one object: its policy, its counters, and the key verbs, which the manager passes on to it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar, Unpack, overload
+
+from aiocache_aura import keys
+from aiocache_aura.codecs.serializers import serializer_for
+from aiocache_aura.context import Id, Identity, bypassing, id_text, identity
+from aiocache_aura.desk import Desk, Who, listed, narrowed, refuse_awaitable
+from aiocache_aura.engine import Engine, Terms
+from aiocache_aura.errors import BackendError, ConfigurationError, UnknownCacheTypeError
+from aiocache_aura.generations import Address, tag_extra
+from aiocache_aura.owner import owner_of
+from aiocache_aura.policy import CachePolicy, PolicyOverrides, seconds
+from aiocache_aura.resilience.threads import call_any
+from aiocache_aura.stats import Counts
+from aiocache_aura.types import MISSING, TTL
+
+T = TypeVar("T")
+D = TypeVar("D")
+R = TypeVar("R")
+
+_PLANS = 256
+
+
+class Plan(NamedTuple):
+    """A policy, with the engine's terms worked out from it."""
+
+    policy: CachePolicy
+    terms: Terms
+
+
+class Cache:
+    """The entries of one cache type.
+
+    The key verbs work for the tenant and user of the task (`tenant_scope`, `user_scope`), or for those given as `tenant=` and `user=`;
+    options of the policy may be overridden by name. A store that fails is counted, logged, and then as if nothing were cached: reads give
+    their default, writes False; with `strict=True` on the manager they raise BackendError.
+    """
+
+    def __init__(self, desk: Desk, name: str, policy: CachePolicy) -> None:
+        self._desk, self.name, self._policy = desk, name, policy
+        self.counts = Counts()
+        self._plans: dict[object, Plan] = {}
+
+    def __repr__(self) -> str:
+        return f"Cache({self.name!r}, {self.counts!r})"
+
+    @property
+    def policy(self) -> CachePolicy:
+        """How entries of this type live, where nothing else is said."""
+        return self._policy
+
+    @policy.setter
+    def policy(self, policy: CachePolicy) -> None:
+        self._policy = policy
+        self._plans.clear()
+
+    # Reading
+
+    @overload
+    async def get(self, key: str, *, tenant: Id | None = None, user: Id | None = None) -> Any: ...
+    @overload
+    async def get(self, key: str, *, default: D, tenant: Id | None = None, user: Id | None = None) -> Any | D: ...
+    @overload
+    async def get(self, key: str, *, as_type: type[T], tenant: Id | None = None, user: Id | None = None) -> T | None: ...
+    @overload
+    async def get(self, key: str, *, as_type: type[T], default: D, tenant: Id | None = None, user: Id | None = None) -> T | D: ...
+    async def get(self, key: str, *, default: Any = None, as_type: Any = None, tenant: Id | None = None, user: Id | None = None) -> Any:
+        """The stored value, or `default`.
+
+        `as_type` says what to give it back as, which values of your own classes need; an entry of another type is a miss.
+        """
+        plan = self._plan(as_type, {})
+        address = self._address(plan, key, tenant, user)
+        if self._is_past:
+            return default
+        value = await self._ask("get", MISSING, lambda engine: engine.get(address, plan.terms))
+        return default if value is MISSING else value
+
+    @overload
+    async def mget(self, keys: Iterable[str], *, tenant: Id | None = None, user: Id | None = None) -> list[Any]: ...
+    @overload
+    async def mget(self, keys: Iterable[str], *, default: D, tenant: Id | None = None, user: Id | None = None) -> list[Any | D]: ...
+    @overload
+    async def mget(self, keys: Iterable[str], *, as_type: type[T], tenant: Id | None = None, user: Id | None = None) -> list[T | None]: ...
+    @overload
+    async def mget(
+        self, keys: Iterable[str], *, as_type: type[T], default: D, tenant: Id | None = None, user: Id | None = None
+    ) -> list[T | D]: ...
+    async def mget(
+        self, keys: Iterable[str], *, default: Any = None, as_type: Any = None, tenant: Id | None = None, user: Id | None = None
+    ) -> list[Any]:
+        """The stored values in the order of the keys, `default` for those that are not there; one round trip."""
+        values = await self._many(listed(keys), as_type, tenant, user)
+        return [default if value is MISSING else value for value in values]
+
+    @overload
+    async def get_many(self, keys: Iterable[str], *, tenant: Id | None = None, user: Id | None = None) -> dict[str, Any]: ...
+    @overload
+    async def get_many(
+        self, keys: Iterable[str], *, as_type: type[T], tenant: Id | None = None, user: Id | None = None
+    ) -> dict[str, T]: ...
+    async def get_many(
+        self, keys: Iterable[str], *, as_type: Any = None, tenant: Id | None = None, user: Id | None = None
+    ) -> dict[str, Any]:
+        """The stored values by key, without those that are not there; one round trip."""
+        wanted = list(dict.fromkeys(listed(keys)))
+        values = await self._many(wanted, as_type, tenant, user)
+        return {key: value for key, value in zip(wanted, values, strict=True) if value is not MISSING}
+
+    async def _many(self, wanted: list[str], as_type: Any, tenant: Id | None, user: Id | None) -> list[Any]:
+        plan = self._plan(as_type, {})
+        addresses = [self._address(plan, key, tenant, user) for key in wanted]
+        missing: list[Any] = [MISSING] * len(wanted)
+        if self._is_past or not wanted:
+            return missing
+        return await self._ask("get", missing, lambda engine: engine.get_many(addresses, plan.terms))
+
+    async def exists(self, key: str, *, tenant: Id | None = None, user: Id | None = None) -> bool:
+        """Whether a read would find it."""
+        return await self.ttl(key, tenant=tenant, user=user) is not None
+
+    async def ttl(self, key: str, *, tenant: Id | None = None, user: Id | None = None) -> float | None:
+        """Seconds that the entry has left, `math.inf` if it is FOREVER; None if a read would not find it."""
+        plan = self._plan(None, {})
+        address = self._address(plan, key, tenant, user)
+        if self._is_past:
+            return None
+        return await self._ask("ttl", None, lambda engine: engine.ttl(address, plan.terms))
+
+    # Reading, or loading
+
+    @overload
+    async def get_or_load(
+        self,
+        key: str,
+        loader: Callable[[], Awaitable[T]],
+        *,
+        tags: Iterable[str] = (),
+        as_type: type[T] | None = None,
+        tenant: Id | None = None,
+        user: Id | None = None,
+        **policy: Unpack[PolicyOverrides],
+    ) -> T: ...
+    @overload
+    async def get_or_load(
+        self,
+        key: str,
+        loader: Callable[[], T] | T,
+        *,
+        tags: Iterable[str] = (),
+        as_type: type[T] | None = None,
+        tenant: Id | None = None,
+        user: Id | None = None,
+        **policy: Unpack[PolicyOverrides],
+    ) -> T: ...
+    async def get_or_load(
+        self,
+        key: str,
+        loader: Any,
+        *,
+        tags: Iterable[str] = (),
+        as_type: Any = None,
+        tenant: Id | None = None,
+        user: Id | None = None,
+        **policy: Unpack[PolicyOverrides],
+    ) -> Any:
+        """The stored value, or what the loader gives, which is then stored; one load for all who wait for it.
+
+        The loader is an async function, a plain one (run in a worker thread), or the value itself. Its errors are raised and not stored.
+        """
+        refuse_awaitable(loader)
+        plan = self._plan(as_type, policy)
+        address = self._address(plan, key, tenant, user, tags)
+
+        async def load() -> Any:
+            return await call_any(loader) if callable(loader) else loader
+
+        engine = await self._engine_or_none("get_or_load")
+        return await (load() if engine is None else engine.get_or_load(address, plan.terms, load))
+
+    async def get_or_load_many(
+        self,
+        keys: Iterable[str],
+        loader: Callable[[list[str]], Awaitable[Mapping[str, T]]] | Callable[[list[str]], Mapping[str, T]],
+        *,
+        tags: Iterable[str] = (),
+        as_type: type[T] | None = None,
+        tenant: Id | None = None,
+        user: Id | None = None,
+        **policy: Unpack[PolicyOverrides],
+    ) -> dict[str, T]:
+        """Values by key: the stored ones, and for all others what one call of the loader gives.
+
+        The loader is given the keys that are missing and that nobody loads yet. A key that it leaves out is absent.
+        """
+        wanted, tags = list(dict.fromkeys(listed(keys))), listed(tags, "tags")
+        plan = self._plan(as_type, policy)
+        addresses = [self._address(plan, key, tenant, user, tags) for key in wanted]
+        if not wanted:
+            return {}
+
+        async def load(positions: list[int]) -> dict[int, Any]:
+            found = await call_any(loader, [wanted[n] for n in positions])
+            if not isinstance(found, Mapping):
+                raise TypeError(f"the loader of get_or_load_many returns a mapping of keys to values, not {type(found).__name__}")
+            return {n: found[wanted[n]] for n in positions if wanted[n] in found}
+
+        engine = await self._engine_or_none("get_or_load_many")
+        if engine is None:
+            loaded = await load(list(range(len(wanted))))
+            return {wanted[n]: value for n, value in loaded.items()}
+        values = await engine.get_or_load_many(addresses, plan.terms, load)
+        return {key: value for key, value in zip(wanted, values, strict=True) if value is not MISSING}
+
+    async def _engine_or_none(self, what: str) -> Engine | None:
+        """The engine, or None where the caller loads for itself alone: disabled, bypassed, or not to be had in time."""
+        if self._is_past:
+            return None
+        try:
+            return await self._engine()
+        except BackendError as error:
+            self._note(error, what, may_raise=False)
+            return None
+
+    # Writing
+
+    async def set(
+        self,
+        key: str,
+        value: object,
+        *,
+        tags: Iterable[str] = (),
+        as_type: Any = None,
+        tenant: Id | None = None,
+        user: Id | None = None,
+        **policy: Unpack[PolicyOverrides],
+    ) -> bool:
+        """Store a value over whatever is there; whether the store took it.
+
+        Loads of the key that are under way will not overwrite it. `ttl=0` removes what was there. Raises SerializationError or
+        ValueTooLargeError for a value that cannot be stored.
+        """
+        return await self.mset({key: value}, tags=tags, as_type=as_type, tenant=tenant, user=user, **policy)
+
+    async def mset(
+        self,
+        items: Mapping[str, object],
+        *,
+        tags: Iterable[str] = (),
+        as_type: Any = None,
+        tenant: Id | None = None,
+        user: Id | None = None,
+        **policy: Unpack[PolicyOverrides],
+    ) -> bool:
+        """`set` for many, in one go."""
+        plan = self._plan(as_type, policy)
+        tags = listed(tags, "tags")
+        addressed = [(self._address(plan, key, tenant, user, tags), value) for key, value in items.items()]
+        if self._desk.is_off:
+            return False
+
+        async def write(engine: Engine) -> bool:
+            await engine.set(addressed, plan.terms)
+            return True
+
+        return await self._ask("set", False, write) if addressed else True
+
+    async def add(
+        self,
+        key: str,
+        value: object,
+        *,
+        tags: Iterable[str] = (),
+        as_type: Any = None,
+        tenant: Id | None = None,
+        user: Id | None = None,
+        **policy: Unpack[PolicyOverrides],
+    ) -> bool:
+        """Store a value only if a read would find nothing; whether it was stored."""
+        plan = self._plan(as_type, policy)
+        address = self._address(plan, key, tenant, user, tags)
+        if self._desk.is_off:
+            return False
+        return await self._ask("add", False, lambda engine: engine.add(address, value, plan.terms))
+
+    async def touch(self, key: str, ttl: TTL | None = None, *, tenant: Id | None = None, user: Id | None = None) -> bool:
+        """Give an entry a new life from now, the policy's if none is said; False if a read would not find it."""
+        plan = self._plan(None, {})
+        address = self._address(plan, key, tenant, user)
+        life = plan.terms.life if ttl is None else seconds(ttl)
+        if self._desk.is_off:
+            return False
+        return await self._ask("touch", False, lambda engine: engine.touch(address, life, plan.terms))
+
+    async def delete(self, *keys: str, tenant: Id | None = None, user: Id | None = None) -> int:
+        """Remove entries; how many were stored.
+
+        Loads of these keys that are under way will not bring them back. Goes out inside `disabled()`, too.
+        """
+        plan = self._plan(None, {})
+        addresses = [self._address(plan, key, tenant, user) for key in keys]
+        return await self._ask("delete", 0, lambda engine: engine.delete(addresses, plan.terms)) if addresses else 0
+
+    # Invalidating
+
+    async def invalidate(self, *, tenant: Who = None, user: Who = None, tags: Iterable[str] = ()) -> bool:
+        """Void the type's entries, or those of a tenant, a user, or with one of these tags; whether it was delivered.
+
+        The cost does not depend on how many there are. It clears what it is told: the scope of the task does not count, and None and ALL do
+        not narrow. Conditions narrow one another; `user` with `tags` is a TypeError. Never raises for the store.
+        """
+        tenants, users, tags = narrowed(tenant, "tenant"), narrowed(user, "user"), listed(tags, "tags")
+        if users and tags:
+            raise TypeError("invalidate takes user= or tags=, not both: tags belong to a type and its tenants")
+        scopes = self._desk.addresses.to_invalidate(self.name, tenants, users, tags)
+        self.counts.invalidations += 1
+        return await self._desk.drop(scopes, f"invalidate of cache type {self.name!r}")
+
+    async def invalidate_pattern(self, pattern: str, *, tenant: Who = None, user: Who = None) -> int:
+        """Remove the entries whose key matches a glob such as "item:*"; how many there were.
+
+        The store is searched in bounded batches: the cost grows with all its keys, so prefer tags. What is matched is the key as it was
+        given to `set` (of a function: its name and arguments), for the tenant and user given, or all.
+        """
+        if not isinstance(pattern, str):
+            raise TypeError(f"a pattern is text such as 'item:*', not {type(pattern).__name__}")
+        (of_tenant,), (of_user,) = narrowed(tenant, "tenant") or (None,), narrowed(user, "user") or (None,)
+        self.counts.invalidations += 1
+        return await self._ask("invalidate_pattern", 0, lambda engine: engine.purge(self.name, pattern, of_tenant, of_user))
+
+    async def clear_namespace(self, *, reclaim: bool = False) -> bool:
+        """Void every entry of this type, and nobody else's, at a cost that does not depend on their number; whether it was delivered.
+
+        `reclaim=True` also frees their memory, in a task behind the caller's back that the manager's `aclose` waits for; else they go as
+        they expire.
+        """
+        delivered = await self.invalidate()
+        if reclaim:
+            await self._desk.behind(self._reclaim())
+        return delivered
+
+    async def _reclaim(self) -> None:
+        try:
+            await (await self._engine()).purge(self.name, "*", None, None)
+        except BackendError as error:
+            self._note(error, "reclaim", may_raise=False)
+
+    # Looking
+
+    def stats(self) -> dict[str, Any]:
+        """What happened to this type in this process: hits, misses, hit_rate, sets, loads, ..."""
+        return self.counts.snapshot()
+
+    # Behind the verbs
+
+    @property
+    def _is_past(self) -> bool:
+        return self._desk.is_off or bypassing.get()
+
+    async def _engine(self) -> Engine:
+        engine = self._desk.engine_now()
+        return await self._desk.engine() if engine is None else engine
+
+    async def _ask(self, what: str, otherwise: R, act: Callable[[Engine], Awaitable[R]]) -> R:
+        try:
+            return await act(await self._engine())
+        except BackendError as error:
+            self._note(error, what)
+            return otherwise
+
+    def _note(self, error: BackendError, what: str, *, may_raise: bool = True) -> None:
+        self.counts.errors += 1
+        try:
+            self._desk.fault(error, f"{what} of cache type {self.name!r}")
+        except BackendError:
+            if may_raise:
+                raise
+
+    def _plan(self, as_type: Any, overrides: Mapping[str, Any]) -> Plan:
+        asked = (as_type, *((name, type(value), value) for name, value in overrides.items()))
+        try:
+            plan = self._plans.get(asked)
+        except TypeError:  # something in it cannot be hashed
+            return self._make_plan(as_type, overrides)
+        if plan is None:
+            plan = self._make_plan(as_type, overrides)
+            if len(self._plans) >= _PLANS:
+                self._plans.clear()
+            self._plans[asked] = plan
+        return plan
+
+    def _make_plan(self, as_type: Any, overrides: Mapping[str, Any]) -> Plan:
+        policy = self._policy.merged(overrides)
+        terms = Terms(
+            serializer=serializer_for() if as_type is None else serializer_for(as_type),
+            life=policy.life,
+            jitter=policy.jitter,
+            share=policy.share,
+            max_value_bytes=policy.max_value_bytes,
+            counts=self.counts,
+            label=f"cache type {self.name!r}",
+        )
+        return Plan(policy, terms)
+
+    def _address(self, plan: Plan, key: str, tenant: Id | None, user: Id | None, tags: Iterable[str] = ()) -> Address:
+        known = identity.get()
+        if tenant is not None or user is not None:
+            known = Identity(known.tenant if tenant is None else None, known.user if user is None else None)
+        owner = owner_of(
+            None if tenant is None else id_text(tenant, "tenant"),
+            None if user is None else id_text(user, "user"),
+            known,
+            plan.policy.tenant_aware,
+            plan.policy.user_aware,
+            plan.terms.label,
+        )
+        return self._desk.addresses.address(self.name, owner, keys.user_tail(key), list(map(tag_extra, listed(tags, "tags"))))
+
+
+class CacheRegistry(Mapping[str, Cache]):
+    """The cache types of a manager by name."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._caches: dict[str, Cache] = {}
+
+    def __getitem__(self, name: str, /) -> Cache:
+        try:
+            return self._caches[name]
+        except (KeyError, TypeError):
+            raise UnknownCacheTypeError(self._unknown(name)) from None
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name in self._caches
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._caches)
+
+    def __len__(self) -> int:
+        return len(self._caches)
+
+    def __repr__(self) -> str:
+        return f"CacheRegistry({', '.join(self._caches)})"
+
+    def register(self, name: str, policy: CachePolicy) -> Cache:
+        """Add a type, or give one that is there another policy; who holds its `Cache` sees it."""
+        if not isinstance(policy, CachePolicy):
+            raise ConfigurationError(
+                f"a cache type is registered with a CachePolicy, such as CachePolicy(ttl='5m'), not {type(policy).__name__}"
+            )
+        cache = self._caches.get(keys.check_type_name(name))
+        if cache is None:
+            cache = self._caches[name] = Cache(self._desk, name, policy)
+        else:
+            cache.policy = policy
+        return cache
+
+    def _unknown(self, name: object) -> str:
+        close = difflib.get_close_matches(str(name), self._caches, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(sorted(self._caches))}."
+        return f"no cache type {name!r}; {hint} Add one with manager.register({str(name)!r}, CachePolicy(ttl=...))"

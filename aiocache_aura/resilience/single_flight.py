@@ -1,0 +1,288 @@
+"""Single flight: however many callers of one event loop ask for a cold key, one load.
+
+A flight is the way of one load: claiming -> loading -> filling -> done. The registry holds at most one open flight for a key. The flight's
+task belongs to the registry; callers wait on futures of their own, are counted, and may leave. This module does not know what is loaded.
+
+Order is one integer, the tick (PROTOCOL.md). A read notes the tick when it begins; a flight takes one when its load begins.
+
+Invariants
+- A founder began no later than the load did: it takes the result in any case. Everybody else is late, and takes it only if it came before
+  the fill was written and the fill was confirmed: accepted by the fence, and no generation changed (M3). Otherwise RETRY, with the old
+  tick; then it is a founder wherever it lands, so that happens once.
+- Who arrives while the fill is under way waits for its verdict and then looks up (M4). A lookup that missed although the key was filled
+  after the lookup had begun looks up again (V25).
+- The last caller to leave takes the flight out of the registry and cancels it, in one synchronous stretch (M17): nobody joins what is
+  being cancelled. While filling there is nothing left to cancel.
+- A flight's end takes out only itself, by identity: a superseded flight does not remove its successor (V24).
+- Closed, superseded: whoever has joined keeps the flight; later callers start another; a closed flight stores nothing (M18).
+- A personal load uses what belongs to its caller (a session). It ends with that caller, which waits until it has, and the next waiting
+  caller's load takes its place (P2).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from contextvars import Context, ContextVar, copy_context
+from enum import Enum, IntEnum
+from typing import Any, Final, TypeAlias
+
+from aiocache_aura.errors import CacheError, RecursiveLoadError
+
+Load: TypeAlias = Callable[[], Awaitable[Any]]
+
+
+class Retry(Enum):
+    """A late caller may not take the result: it looks again."""
+
+    RETRY = "RETRY"
+
+
+RETRY: Final = Retry.RETRY
+REMEMBERED_FILLS = 1024
+
+
+class Tick:
+    """The order of what one event loop does: batches written, loads begun, own writes answered."""
+
+    __slots__ = ("now",)
+
+    def __init__(self) -> None:
+        self.now = 0
+
+    def take(self) -> int:
+        taken = self.now
+        self.now = taken + 1
+        return taken
+
+    def __repr__(self) -> str:
+        return f"Tick({self.now})"
+
+
+class Phase(IntEnum):
+    CLAIMING = 0
+    LOADING = 1
+    FILLING = 2
+    DONE = 3
+
+
+class Waiter:
+    """One caller aboard a flight."""
+
+    __slots__ = ("began", "context", "early", "future", "load")
+
+    def __init__(self, began: int, early: bool, load: Load | None) -> None:
+        self.began, self.early, self.load = began, early, load
+        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.context: Context | None = None if load is None else copy_context()
+
+
+class Flight:
+    """One load on its way, and who waits for it."""
+
+    __slots__ = ("_crew", "_flights", "_running", "key", "load_tick", "phase", "scopes", "waiters")
+
+    def __init__(self, flights: Flights, key: bytes, scopes: Iterable[bytes]) -> None:
+        self.key, self.scopes = key, frozenset(scopes)
+        self.phase = Phase.CLAIMING
+        self.load_tick: int | None = None
+        self.waiters: dict[Waiter, None] = {}
+        self._flights = flights
+        self._crew: _Crew | None = None
+        self._running: tuple[Waiter, asyncio.Task[Any]] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Flight {self.phase.name.lower()}, {len(self.waiters)} waiting{'' if self.is_open else ', closed'}>"
+
+    @property
+    def is_open(self) -> bool:
+        return self._flights.get(self.key) is self
+
+    def was_founded_by(self, began: int) -> bool:
+        """Whether a read that began then is one that the load began after."""
+        return self.load_tick is None or began <= self.load_tick
+
+    # Callers
+
+    def board(self, began: int, load: Load | None = None) -> Waiter:
+        """Join now; a `load` is this caller's own, for a personal flight."""
+        if self in _aboard.get():
+            raise RecursiveLoadError("a loader asked the cache for the key that it is loading; call the uncached function (fn.__wrapped__) there")
+        waiter = Waiter(began, self.phase < Phase.FILLING, load)
+        self.waiters[waiter] = None
+        return waiter
+
+    async def outcome(self, waiter: Waiter) -> Any:
+        """What the load gave, its exception, or RETRY. Leaves the flight when the caller is cancelled."""
+        try:
+            return await waiter.future
+        except asyncio.CancelledError:
+            await self.leave(waiter)
+            raise
+
+    async def leave(self, waiter: Waiter) -> None:
+        """Go; everything but waiting for one's own personal load happens before the first await."""
+        if self.waiters.pop(waiter, self) is self:
+            if waiter.future.done() and not waiter.future.cancelled():
+                waiter.future.exception()  # retrieved: nobody else will
+            return
+        running = self._running
+        if not self.waiters and self.phase < Phase.FILLING:
+            self._abandon()
+        if running is not None and running[0] is waiter:
+            running[1].cancel()
+            await asyncio.wait({running[1]}, timeout=self._flights.patience)
+
+    def _abandon(self) -> None:
+        self._flights.take_out(self)
+        if self._crew is not None:
+            self._crew.lose(self)
+
+    # The load's side
+
+    def begin_load(self) -> None:
+        self.load_tick = self._flights.tick.take()
+        self.phase = Phase.LOADING
+
+    def fill_written(self) -> None:
+        self.phase = Phase.FILLING
+
+    async def run_personal(self) -> Any:
+        """Run the load of the caller that has waited longest; if it leaves, the next one's."""
+        while True:
+            owner = next(iter(self.waiters), None)
+            if owner is None or owner.load is None:
+                raise asyncio.CancelledError
+            self.begin_load()
+            task = asyncio.get_running_loop().create_task(self._in_flight(owner.load), context=owner.context)
+            self._running = owner, task
+            try:
+                return await task
+            except BaseException:
+                if owner in self.waiters or not self.waiters:
+                    raise
+            finally:
+                self._running = None
+
+    async def _in_flight(self, load: Load) -> Any:
+        _aboard.set((*_aboard.get(), self))
+        return await load()
+
+    def finish(self, result: Any, *, confirmed: bool) -> None:
+        """Give the result to whoever may have it; `confirmed`: the fence took the fill, and no generation has changed since."""
+        for waiter in self._end():
+            founder = self.was_founded_by(waiter.began)
+            waiter.future.set_result(result if founder or (confirmed and waiter.early) else RETRY)
+
+    def fail(self, error: BaseException) -> None:
+        """The load failed: founders get its exception, late ones look again."""
+        for waiter in self._end():
+            if not self.was_founded_by(waiter.began) and not isinstance(error, CacheError):
+                waiter.future.set_result(RETRY)
+            elif isinstance(error, asyncio.CancelledError):
+                waiter.future.cancel()
+            else:
+                waiter.future.set_exception(error)
+
+    def _end(self) -> list[Waiter]:
+        self._flights.take_out(self)
+        self.phase = Phase.DONE
+        waiting = [waiter for waiter in self.waiters if not waiter.future.done()]
+        self.waiters = {}
+        return waiting
+
+
+_aboard: ContextVar[tuple[Flight, ...]] = ContextVar("aiocache_aura_aboard", default=())
+
+
+class _Crew:
+    """The task behind one flight, or behind the flights of a batch."""
+
+    __slots__ = ("flights", "task")
+
+    def __init__(self, flights: list[Flight]) -> None:
+        self.flights = flights
+        self.task: asyncio.Task[None] | None = None
+
+    def lose(self, flight: Flight) -> None:
+        wanted = any(other.waiters or other.phase >= Phase.FILLING for other in self.flights if other is not flight)
+        if not wanted and self.task is not None:
+            self.task.cancel()
+
+
+class Flights:
+    """The registry of one event loop: which keys are being loaded."""
+
+    def __init__(self, tick: Tick, *, patience: float) -> None:
+        self.tick, self.patience = tick, patience
+        self._open: dict[bytes, Flight] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._filled: dict[bytes, int] = {}
+
+    def __repr__(self) -> str:
+        return f"<Flights {len(self._open)} open, {len(self._tasks)} tasks>"
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def get(self, key: bytes) -> Flight | None:
+        return self._open.get(key)
+
+    def open(self, key: bytes, scopes: Iterable[bytes]) -> Flight:
+        """A new flight for this key; one that was open there is closed."""
+        flight = self._open[key] = Flight(self, key, scopes)
+        return flight
+
+    def start(self, flights: list[Flight], drive: Callable[[], Awaitable[None]]) -> None:
+        """Run `drive` in a task of its own; it ends every flight, or raises what fails those that it has not ended."""
+        crew = _Crew(flights)
+        for flight in flights:
+            flight._crew = crew  # noqa: SLF001 - set once, here
+        task = crew.task = asyncio.get_running_loop().create_task(self._aboard_of(flights, drive))
+        self._tasks.add(task)
+        task.add_done_callback(lambda done: self._landed(crew, done))
+
+    async def _aboard_of(self, flights: list[Flight], drive: Callable[[], Awaitable[None]]) -> None:
+        _aboard.set((*_aboard.get(), *flights))
+        await drive()
+
+    def _landed(self, crew: _Crew, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        for flight in crew.flights:
+            if flight.phase is not Phase.DONE:
+                flight.fail(error or CacheError("the load ended without a result"))
+
+    def take_out(self, flight: Flight) -> None:
+        if self._open.get(flight.key) is flight:
+            del self._open[flight.key]
+
+    def close(self, keys: Iterable[bytes]) -> None:
+        """Deleted or set: later callers start another flight."""
+        for key in keys:
+            self._open.pop(key, None)
+
+    def close_where(self, is_meant: Callable[[Flight], bool]) -> None:
+        """Invalidated: as `close`, for every flight that is meant."""
+        for flight in [flight for flight in self._open.values() if is_meant(flight)]:
+            self.take_out(flight)
+
+    def note_fill(self, key: bytes) -> None:
+        """The fill of this key was answered."""
+        self._filled.pop(key, None)
+        self._filled[key] = self.tick.take()
+        if len(self._filled) > REMEMBERED_FILLS:
+            del self._filled[next(iter(self._filled))]
+
+    def filled_since(self, key: bytes, tick: int) -> bool:
+        return self._filled.get(key, -1) >= tick
+
+    async def aclose(self) -> None:
+        """Fail every flight and wait for the tasks to end."""
+        for flight in list(self._open.values()):
+            flight.fail(CacheError("the cache manager was closed while this value was loading"))
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)

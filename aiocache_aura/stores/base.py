@@ -1,0 +1,162 @@
+"""The seams of the store floor: what the engine asks of a store, and what the Redis store asks of a connection.
+
+`Port` is what the engine sees: one event loop's way to stored bytes, generations and permits. `Lane` is what the Redis store sees: a way to
+write groups of commands and have their replies in order, whether over a multiplexed connection of ours or over a client's public API.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from aiocache_aura.errors import BackendError
+
+Command: TypeAlias = tuple[str | bytes | int, ...]
+Scopes: TypeAlias = tuple[bytes, ...]
+
+TOKEN_BYTES = 16  # 8 that a hard invalidation replaces, 8 that a soft one does (M7)
+
+
+class Handler(Protocol):
+    """Who waits for the replies to one group of commands."""
+
+    def written(self) -> None:
+        """The group leaves now; called again if it is sent again after a lost connection."""
+
+    def deliver(self, replies: list[object]) -> None:
+        """One reply for each command, in order; an error of the server is a value among them, an instance of Exception."""
+
+    def fail(self, error: BackendError) -> None:
+        """No reply will be used: the time is up or the connection is gone. Called at most once, and never after `deliver`."""
+
+
+class Lane(Protocol):
+    """One ordered way to a server and back, for one event loop."""
+
+    def wake(self, collect: Callable[[], None], /) -> None:
+        """Call `collect` once, at the end of this tick, before what was put is written; it may `put` more."""
+
+    def put(self, commands: Sequence[Command], handler: Handler, *, timeout: float, repeatable: bool, patient: bool = False) -> None:
+        """Write `commands` at the end of this tick.
+
+        `timeout` is in seconds, from now to the replies. A `repeatable` group is written again, once the connection is back, if it was lost
+        before the answer came. A `patient` group waits, within its timeout, for a connection that is known to be down; others fail at once.
+        """
+
+    def send(self, commands: Sequence[Command], *, timeout: float, repeatable: bool = False, patient: bool = False) -> Awaitable[list[object]]:
+        """`put` with a future: the replies, or BackendError."""
+
+
+class Link(Protocol):
+    """One event loop's lanes to one server: reads never wait behind writes."""
+
+    reads: Sequence[Lane]
+    writes: Lane
+
+    async def aclose(self) -> None:
+        """Close the connections; idempotent."""
+
+    def forget(self) -> None:
+        """Let go of everything without a word to the server: the loop is closed, or this process is a fork."""
+
+
+class Tokens:
+    """Generation tokens as one round trip found them.
+
+    A fingerprint of several tokens is their XOR: they are random and used once, so any change of any of them changes it, and the order
+    does not matter. None stands for "at least one is missing", which equals nothing (M2).
+    """
+
+    __slots__ = ("_prints", "found")
+
+    def __init__(self, found: dict[bytes, bytes | None]) -> None:
+        self.found = found
+        self._prints: dict[Scopes, bytes | None] = {}
+
+    def fingerprint(self, scopes: Scopes) -> bytes | None:
+        """What an entry that depends on exactly `scopes` must carry; computed once per round trip."""
+        try:
+            return self._prints[scopes]
+        except KeyError:
+            print_ = self._prints[scopes] = self._mix(scopes)
+            return print_
+
+    def _mix(self, scopes: Scopes) -> bytes | None:
+        mixed = 0
+        for scope in scopes:
+            token = self.found.get(scope)
+            if token is None or len(token) != TOKEN_BYTES:
+                return None
+            mixed ^= int.from_bytes(token, "little")
+        return mixed.to_bytes(TOKEN_BYTES, "little")
+
+    def missing(self, scopes: Iterable[bytes]) -> list[bytes]:
+        return [scope for scope in scopes if self.found.get(scope) is None]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a load needs before it begins: the permit of its key, and its generations as they are now."""
+
+    permit: bytes
+    tokens: Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of a fill: whether the fence let it in, and the generations as they are after it."""
+
+    accepted: bool
+    tokens: Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """A loaded value on its way into the store."""
+
+    key: bytes
+    raw: bytes
+    life: float | None  # seconds, None for ever
+    permit: bytes
+    scopes: Scopes
+
+
+class Port(Protocol):
+    """One event loop's way to stored bytes, generations and permits. Every method may raise BackendError."""
+
+    def lookup(self, key: bytes, scopes: Scopes) -> Awaitable[tuple[bytes | None, Tokens]]:
+        """The value of `key` and the tokens of `scopes`; lookups of one tick share a round trip (M1)."""
+
+    async def claim(self, keys: Sequence[tuple[bytes, Scopes]], *, life: float | None, timeout: float) -> list[Claim]:
+        """A permit for each key and its generations, planted where missing, in one round trip (M6, M9)."""
+
+    async def fill(self, fills: Sequence[Fill], *, written: Callable[[], None], timeout: float) -> list[Verdict]:
+        """Store each value whose permit is still there, then look at its generations again (M3, M9)."""
+
+    async def generations(self, scopes: Scopes, *, life: float | None, timeout: float) -> Tokens:
+        """The tokens of `scopes`, planted where missing: what a `set` stores (M10)."""
+
+    async def store(self, items: Sequence[tuple[bytes, bytes, float | None]], *, timeout: float) -> None:
+        """Remove the permits of these keys, then write (key, raw, life) over whatever is there (M10)."""
+
+    async def store_if(self, key: bytes, raw: bytes, life: float | None, *, seen: bytes | None, timeout: float) -> bool:
+        """`store` for one key, only if its slot still holds `seen` (None: is empty); whether it was written."""
+
+    async def delete(self, keys: Sequence[bytes], *, timeout: float) -> int:
+        """Remove permits, then values; how many values were there (M9)."""
+
+    async def invalidate(self, scopes: Iterable[bytes], *, timeout: float) -> None:
+        """Drop the tokens of these scopes: one command, whatever depends on them (M7)."""
+
+    async def expire(self, key: bytes, raw: bytes, life: float | None, *, seen: bytes, timeout: float) -> bool:
+        """Put `raw` in place of `seen` with a new life; False if something else is there now."""
+
+    async def purge(self, glob: bytes, matches: Callable[[bytes], bool], *, timeout: float) -> int:
+        """Remove every permit, then every value, whose key matches; how many values (M11). In bounded batches."""
+
+    async def aclose(self) -> None:
+        """Let go of connections; idempotent."""
+
+    def forget(self) -> None:
+        """Let go without a word: the loop is closed, or this process is a fork."""

@@ -1,0 +1,220 @@
+"""All that touches redis-py's insides: connections that are safe to use, and taking over the transport of one.
+
+redis-py connects, authenticates, selects the database, negotiates TLS and RESP3. What it does not do, and what this module adds:
+
+- A handshake that is interrupted, by a cancellation or by an exception of a credential provider, leaves a connection that counts as
+  connected: on database 0, as the default user. Ours closes it, whatever the exception.
+- Maintenance notifications, on by default from redis-py 7, switch off the check for unread replies: pools then hand out dirty connections.
+  They are off in everything that is made here.
+- Its retries multiply every timeout. Here a connection tries once; who waits for how long is decided above.
+
+redis-py 5.3 to 8 are supported: an option is passed only where the signature has it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import redis.asyncio as redis_asyncio
+from redis.asyncio import connection as redis_connection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
+
+from aiocache_aura.errors import BackendError, ConfigurationError
+
+CONNECT_TIMEOUT = 2.0
+SCHEMES = {"redis": "redis", "rediss": "rediss", "unix": "unix", "valkey": "redis", "valkeys": "rediss"}
+_LATER = ("redis+sentinel", "redis+cluster")
+_SECRETS = ("password", "username", "credential_provider")
+
+
+class Resp3RefusedError(BackendError):
+    """The server, or a proxy before it, does not speak RESP3: it is served through redis-py's own API."""
+
+
+@cache
+def safe_class(base: type[Any]) -> type[Any]:
+    """A connection class whose interrupted handshake closes the connection."""
+    name = "on_connect_check_health" if hasattr(base, "on_connect_check_health") else "on_connect"
+    shake_hands = getattr(base, name)
+
+    async def guarded(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            await shake_hands(self, *args, **kwargs)
+        except BaseException:
+            self._close()
+            raise
+
+    return type(f"Safe{base.__name__}", (base,), {name: guarded})
+
+
+_STANDARD = (redis_connection.Connection, redis_connection.SSLConnection, redis_connection.UnixDomainSocketConnection)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One server and how to log in to it. Its text never shows a credential."""
+
+    connection_class: type[Any]
+    options: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        where = self.options.get("path") or f"{self.options.get('host', 'localhost')}:{self.options.get('port', 6379)}"
+        return f"{where}/{self.options.get('db', 0)}"
+
+    @classmethod
+    def from_url(cls, url: str) -> Endpoint:
+        """redis:// rediss:// unix:// valkey:// valkeys:// as redis-py reads them; ConfigurationError for anything else."""
+        scheme, colon, rest = url.partition("://")
+        if scheme in _LATER:
+            raise ConfigurationError(f"{scheme}:// is not in this version yet; use one of {', '.join(f'{s}://' for s in SCHEMES)}")
+        if not colon or scheme not in SCHEMES:
+            raise ConfigurationError(f"not a URL of a server: {scheme}://...; it starts with one of {', '.join(f'{s}://' for s in SCHEMES)}")
+        try:
+            options: dict[str, Any] = dict(redis_connection.parse_url(f"{SCHEMES[scheme]}://{rest}"))
+        except ValueError as error:
+            raise ConfigurationError(f"the {scheme}:// URL cannot be read: {error}") from None
+        return cls(options.pop("connection_class", redis_connection.Connection), options)
+
+    @classmethod
+    def from_client(cls, client: Any) -> Endpoint | None:
+        """The endpoint of a redis.asyncio client, or None for one that only its own API can serve: fakeredis, RESP2, Sentinel, Cluster."""
+        pool = getattr(client, "connection_pool", None)
+        if type(pool) not in (redis_connection.ConnectionPool, redis_connection.BlockingConnectionPool):
+            return None
+        standard = next((base for base in _STANDARD if issubclass(pool.connection_class, base)), None)
+        if standard is None or pool.connection_class not in (*_STANDARD, safe_class(standard)):
+            return None
+        options = dict(pool.connection_kwargs)
+        return None if str(options.get("protocol")) == "2" else cls(standard, options)
+
+    def connection_options(self) -> dict[str, Any]:
+        """What a connection of ours is made with."""
+        ours: dict[str, Any] = {
+            "protocol": 3,
+            "decode_responses": False,
+            "driver_info": None,
+            "lib_name": None,
+            "lib_version": None,
+            "maint_notifications_config": _no_maintenance(),
+            "socket_timeout": CONNECT_TIMEOUT,
+            "socket_connect_timeout": CONNECT_TIMEOUT,
+            "retry_on_timeout": False,
+            "retry_on_error": [],
+            "retry": Retry(NoBackoff(), 0),
+            "health_check_interval": 0,
+        }
+        if "driver_info" in _parameters(self.connection_class):
+            del ours["lib_name"], ours["lib_version"]  # deprecated where driver_info has taken their place
+        known = _parameters(self.connection_class)
+        given = {name: value for name, value in self.options.items() if name not in _POOL_ONLY}
+        return given | {name: value for name, value in ours.items() if name in known}
+
+
+_POOL_ONLY = ("max_connections", "timeout", "maint_notifications_pool_handler", "orig_host_address", "orig_socket_timeout", "orig_socket_connect_timeout")
+
+
+@cache
+def _parameters(cls: type[Any]) -> frozenset[str]:
+    """The options that a connection class, or a base of it, names."""
+    return frozenset(name for base in cls.__mro__ if "__init__" in base.__dict__ for name in inspect.signature(base).parameters)
+
+
+def _no_maintenance() -> Any:
+    try:
+        from redis.maint_notifications import MaintNotificationsConfig
+    except ImportError:  # before redis-py 7 there is nothing to switch off
+        return None
+    return MaintNotificationsConfig(enabled=False)
+
+
+def pool_of(endpoint: Endpoint, *, max_connections: int, timeout: float, **options: Any) -> redis_asyncio.BlockingConnectionPool:
+    """A pool whose callers wait for a connection, at most `timeout` seconds, instead of failing; made of safe connections."""
+    chosen = {**endpoint.options, **options, "maint_notifications_config": _no_maintenance(), "driver_info": None}
+    known = _parameters(endpoint.connection_class)
+    chosen = {name: value for name, value in chosen.items() if name not in ("maint_notifications_config", "driver_info") or name in known}
+    return redis_asyncio.BlockingConnectionPool(
+        connection_class=safe_class(endpoint.connection_class), max_connections=max_connections, timeout=timeout, **chosen
+    )
+
+
+class Takeover:
+    """A connection whose transport now belongs to a protocol of ours."""
+
+    __slots__ = ("_connection", "_old", "transport")
+
+    def __init__(self, connection: Any, old: asyncio.BaseProtocol, transport: asyncio.Transport) -> None:
+        self._connection, self._old, self.transport = connection, old, transport
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Tell the protocol that was there: redis-py waits for it when it closes."""
+        self._old.connection_lost(error)
+        self._connection._writer = self._connection._reader = None
+
+    def abort(self) -> None:
+        """Close without waiting: a TLS goodbye to a silent server takes 30 seconds."""
+        self.transport.abort()
+
+    def forget(self) -> None:
+        """Let go without a word: after a fork the socket is the parent's, and a closed loop cannot be told anything."""
+        _forgotten.append(self)
+
+
+_forgotten: list[Takeover] = []  # kept for good: collected, a transport would close its socket and warn
+
+
+async def take_over(endpoint: Endpoint, protocol: asyncio.Protocol) -> Takeover:
+    """Connect as redis-py does, then put `protocol` in its place; BackendError says what failed.
+
+    Bytes that came behind the handshake are handed on; half a message in redis-py's parser cannot be, and counts as a failure.
+    """
+    connection = safe_class(endpoint.connection_class)(**endpoint.connection_options())
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT):
+            await connection.connect()
+            await _require_resp3(connection)
+    except AuthenticationError as error:
+        raise BackendError(f"{endpoint!r} refuses the login: {error}") from error
+    except (RedisError, OSError, TimeoutError) as error:
+        connection._close()
+        raise _explained(endpoint, error) from error
+    except BaseException:
+        connection._close()
+        raise
+    return _exchange(connection, protocol)
+
+
+def _explained(endpoint: Endpoint, error: Exception) -> BackendError:
+    text = str(error) or type(error).__name__
+    if isinstance(error, ResponseError) and "unknown command" in text.lower():
+        return Resp3RefusedError(f"{endpoint!r} does not speak RESP3: {text}")
+    return BackendError(f"no connection to {endpoint!r}: {text}")
+
+
+async def _require_resp3(connection: Any) -> None:
+    await connection.send_command("HELLO", check_health=False)
+    said = await connection.read_response()
+    if not isinstance(said, dict) or said.get(b"proto") != 3:
+        raise Resp3RefusedError("the connection did not switch to RESP3")
+
+
+def _exchange(connection: Any, protocol: asyncio.Protocol) -> Takeover:
+    transport, reader = connection._writer.transport, connection._reader
+    if connection._parser._reader.has_data() or reader.at_eof():
+        connection._close()
+        raise BackendError("the connection ended, or left half a message behind, while it was taken over")
+    early = bytes(reader._buffer)
+    takeover = Takeover(connection, transport.get_protocol(), transport)
+    transport.set_protocol(protocol)
+    if reader._paused:
+        transport.resume_reading()
+    protocol.connection_made(transport)
+    if early:
+        protocol.data_received(early)
+    return takeover

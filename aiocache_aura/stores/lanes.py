@@ -1,0 +1,389 @@
+"""Lanes: one multiplexed connection each, for all callers of an event loop.
+
+    idle -> connecting -> ready -> (lost) connecting -> ...
+                 \\-> down -> (a caller comes, and the backoff is over) connecting
+    closed is final
+
+Invariants
+- Commands of one event-loop tick leave in one write; replies are matched in order. A group whose time is up keeps its place in the order,
+  so that its late reply is swallowed and nobody else is given it.
+- Connecting is a task of the lane's own: a caller waits for it within its timeout and never cancels it. A lane that is known to be down
+  fails groups at once; only patient ones wait for the next attempt. Attempts are made when somebody asks, with a backoff.
+- A group that is not repeatable is written at most once. A repeatable one whose connection was lost before its answer is written again.
+- One timer for each lane stands at its earliest deadline, never one for each group.
+- A lane whose oldest written group stays unanswered for `STUCK_AFTER` seconds is aborted and made anew.
+- Only listed commands: anything that blocks, or is answered by something else than one reply, would shift or stall everybody's replies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Sequence
+from enum import Enum
+from typing import Any
+
+import hiredis
+
+from aiocache_aura.errors import BackendError, BackendTimeoutError
+from aiocache_aura.stores.base import Command, Handler
+from aiocache_aura.stores.connections import Endpoint, Takeover, take_over
+
+log = logging.getLogger("aiocache_aura.lanes")
+
+STUCK_AFTER = 1.0
+BACKOFF_FIRST, BACKOFF_MOST = 0.05, 1.0
+_NOTHING = object()  # hiredis says False both for "no more" and for a reply of #f, unless told otherwise
+
+COMMANDS = frozenset(
+    "GET MGET GETEX GETRANGE SET DEL UNLINK EXISTS TTL PTTL EXPIRE PEXPIRE PERSIST TOUCH EVAL EVALSHA SCRIPT SCAN "
+    "PING ECHO INFO DBSIZE MEMORY TYPE STRLEN ROLE".split()
+)
+
+
+class State(Enum):
+    IDLE = "idle"
+    CONNECTING = "connecting"
+    READY = "ready"
+    DOWN = "down"
+    CLOSED = "closed"
+
+
+class _Group:
+    __slots__ = ("count", "deadline", "handler", "over", "packed", "patient", "repeatable", "replies", "written_at")
+
+    def __init__(self, packed: bytes, count: int, handler: Handler, deadline: float, repeatable: bool, patient: bool) -> None:
+        self.packed, self.count, self.handler, self.deadline = packed, count, handler, deadline
+        self.repeatable, self.patient = repeatable, patient
+        self.replies: list[object] = []
+        self.over = False
+        self.written_at = 0.0
+
+    def fail(self, error: BackendError) -> None:
+        if not self.over:
+            self.over = True
+            self.handler.fail(error)
+
+
+class _Waiting:
+    """A handler that is a future."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.future: asyncio.Future[list[object]] = loop.create_future()
+
+    def written(self) -> None:
+        return None
+
+    def deliver(self, replies: list[object]) -> None:
+        if not self.future.done():
+            self.future.set_result(replies)
+
+    def fail(self, error: BackendError) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+def packed(commands: Sequence[Command]) -> bytes:
+    for command in commands:
+        if command[0] not in COMMANDS:
+            raise ValueError(f"{command[0]!r} is not a command for a lane; use RedisClient for it")
+    if len(commands) == 1:
+        return hiredis.pack_command(commands[0])
+    return b"".join(map(hiredis.pack_command, commands))
+
+
+class MultiplexedLane(asyncio.Protocol):
+    """One connection; connects when it is first used."""
+
+    def __init__(self, endpoint: Endpoint, *, on_push: Callable[[object], None] | None = None) -> None:
+        self._endpoint, self._on_push = endpoint, on_push
+        self._loop = asyncio.get_running_loop()
+        self.state = State.IDLE
+        self._collects: list[Callable[[], None]] = []
+        self._queue: deque[_Group] = deque()
+        self._pending: deque[_Group] = deque()
+        self._flushing = self._paused = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._transport: asyncio.Transport | None = None
+        self._takeover: Takeover | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._error: BackendError | None = None
+        self._failures, self._not_before = 0, 0.0
+
+    def __repr__(self) -> str:
+        return f"<Lane to {self._endpoint!r}, {self.state.value}, {len(self._pending)} pending, {len(self._queue)} queued>"
+
+    # Callers
+
+    def wake(self, collect: Callable[[], None], /) -> None:
+        self._collects.append(collect)
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def put(self, commands: Sequence[Command], handler: Handler, *, timeout: float, repeatable: bool, patient: bool = False) -> None:
+        raw = packed(commands)
+        if self.state is State.CLOSED or (self.state is State.DOWN and not patient and self._loop.time() < self._not_before):
+            handler.fail(self._error or BackendError(f"the connection to {self._endpoint!r} is closed"))
+            return
+        self._queue.append(_Group(raw, len(commands), handler, self._loop.time() + timeout, repeatable, patient))
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def send(
+        self, commands: Sequence[Command], *, timeout: float, repeatable: bool = False, patient: bool = False
+    ) -> asyncio.Future[list[object]]:
+        handler = _Waiting(self._loop)
+        self.put(commands, handler, timeout=timeout, repeatable=repeatable, patient=patient)
+        return handler.future
+
+    # Writing
+
+    def _flush(self) -> None:
+        collects, self._collects = self._collects, []
+        for collect in collects:
+            collect()
+        self._flushing = False
+        queue = self._queue
+        if not queue:
+            return
+        self._arm(min(group.deadline for group in queue) if len(queue) > 1 else queue[0].deadline)
+        if self.state is State.READY:
+            if not self._paused:
+                self._write()
+        elif self.state is not State.CONNECTING:
+            self._connect_when_due()
+
+    def _write(self) -> None:
+        now, out = self._loop.time(), []
+        for group in self._queue:
+            if not group.over:
+                group.written_at = now
+                group.handler.written()
+                self._pending.append(group)
+                out.append(group.packed)
+        self._queue.clear()
+        if out and self._transport is not None:
+            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+
+    # Reading (asyncio.Protocol)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]
+        self._reader = hiredis.Reader(notEnoughData=_NOTHING)
+
+    def data_received(self, data: bytes) -> None:
+        pending, gets = self._pending, self._reader.gets
+        try:
+            self._reader.feed(data)
+            while True:
+                reply = gets()
+                if reply is _NOTHING:
+                    return
+                if type(reply) is hiredis.PushNotification:
+                    if self._on_push is not None:
+                        self._on_push(reply)
+                    continue
+                group = pending[0]
+                group.replies.append(reply)
+                if len(group.replies) == group.count:
+                    pending.popleft()
+                    if not group.over:
+                        group.over = True
+                        group.handler.deliver(group.replies)
+        except (hiredis.HiredisError, IndexError, ValueError, TypeError) as error:
+            log.warning("%r: what came is no reply to what was asked (%s); the connection is remade", self, error)
+            self._abort()
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        if self._queue and self.state is State.READY:
+            self._write()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        takeover, self._takeover, self._transport = self._takeover, None, None
+        if takeover is not None:
+            takeover.connection_lost(exc)
+        if self.state is not State.READY:
+            return
+        self._error = BackendError(f"the connection to {self._endpoint!r} was lost" + (f": {exc}" if exc else ""))
+        again = self._take_back()
+        self._paused = False
+        self.state = State.IDLE
+        self._queue.extendleft(reversed(again))
+        if self._queue:
+            self._start_connecting()
+
+    def _take_back(self) -> list[_Group]:
+        """The written groups that may be written again; the others fail."""
+        lost, self._pending = self._pending, deque()
+        again = []
+        for group in lost:
+            if group.repeatable and not group.over:
+                group.replies = []
+                again.append(group)
+            else:
+                group.fail(self._error or BackendError("the connection was lost"))
+        return again
+
+    # Connecting
+
+    def _connect_when_due(self) -> None:
+        now = self._loop.time()
+        if self.state is State.CLOSED:
+            self._fail_queue(lambda group: True)
+        elif self.state is State.IDLE or now >= self._not_before:
+            self._start_connecting()
+        else:
+            self._loop.call_at(self._not_before, self._try_for_the_patient)
+
+    def _try_for_the_patient(self) -> None:
+        if self.state is State.DOWN and any(not group.over for group in self._queue):
+            self._start_connecting()
+
+    def _start_connecting(self) -> None:
+        self.state = State.CONNECTING
+        self._connecting = self._loop.create_task(self._connect())
+
+    async def _connect(self) -> None:
+        try:
+            takeover = await take_over(self._endpoint, self)
+        except BackendError as error:
+            self._went_down(error)
+            return
+        self._takeover, self._connecting = takeover, None
+        if self.state is State.CLOSED:
+            takeover.abort()
+        elif self._transport is None or self._transport.is_closing():
+            self._went_down(BackendError(f"{self._endpoint!r} closed the connection"))
+        else:
+            self.state, self._failures, self._error = State.READY, 0, None
+            self._keep_until_the_loop_ends()
+            if self._queue:
+                self._write()
+
+    def _went_down(self, error: BackendError) -> None:
+        self._connecting = None
+        self._failures += 1
+        pause = min(BACKOFF_FIRST * 2 ** (self._failures - 1), BACKOFF_MOST) * random.uniform(0.5, 1)  # noqa: S311
+        self.state, self._error = State.DOWN, error
+        self._not_before = self._loop.time() + pause
+        self._fail_queue(lambda group: not group.patient)
+        if self._queue:
+            self._loop.call_at(self._not_before, self._try_for_the_patient)
+
+    def _fail_queue(self, is_meant: Callable[[_Group], bool]) -> None:
+        error = self._error or BackendError(f"the connection to {self._endpoint!r} is closed")
+        meant = [group for group in self._queue if is_meant(group)]
+        self._queue = deque(group for group in self._queue if not is_meant(group))
+        for group in meant:
+            group.fail(error)
+
+    # Time
+
+    def _arm(self, deadline: float) -> None:
+        if self._timer is None:
+            self._timer = self._loop.call_at(deadline, self._on_time)
+        elif deadline < self._timer.when():
+            self._timer.cancel()
+            self._timer = self._loop.call_at(deadline, self._on_time)
+
+    def _on_time(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        self._expire(self._queue, now)
+        self._expire(self._pending, now)
+        self._queue = deque(group for group in self._queue if not group.over)
+        if self._pending and now - self._pending[0].written_at >= STUCK_AFTER:
+            self._error = BackendTimeoutError(f"{self._endpoint!r} has not answered for {STUCK_AFTER} s")
+            self._abort()
+            return
+        times = [group.deadline for group in (*self._queue, *self._pending) if not group.over]
+        if self._pending:
+            times.append(self._pending[0].written_at + STUCK_AFTER)
+        if times:
+            self._arm(min(times))
+
+    def _expire(self, groups: deque[_Group], now: float) -> None:
+        for group in groups:
+            if group.deadline <= now and not group.over:
+                group.fail(BackendTimeoutError(f"{self._endpoint!r} did not answer in time"))
+
+    # The end
+
+    def _abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _keep_until_the_loop_ends(self) -> None:
+        """An open transport of a closed loop would warn: `asyncio.run` ends generators before it closes its loop, and this one aborts."""
+        self._keeper = self._until_the_loop_ends()
+        step = self._keeper.__anext__()
+        try:
+            step.send(None)
+        except StopIteration:
+            pass
+
+    async def _until_the_loop_ends(self) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            self._abort()
+
+    async def aclose(self) -> None:
+        self._close(BackendError(f"the connection to {self._endpoint!r} is closed"))
+        if self._connecting is not None:
+            self._connecting.cancel()
+            await asyncio.wait({self._connecting})
+        self._abort()
+        if (keeper := getattr(self, "_keeper", None)) is not None:
+            await keeper.aclose()
+
+    def _close(self, error: BackendError) -> None:
+        was_ready = self.state is State.READY
+        self.state, self._error = State.CLOSED, error
+        if self._timer is not None:
+            self._timer.cancel()
+        self._fail_queue(lambda group: True)
+        if was_ready:
+            lost, self._pending = self._pending, deque()
+            for group in lost:
+                group.fail(error)
+
+    def forget(self) -> None:
+        self.state = State.CLOSED
+        self._queue.clear()
+        self._pending.clear()
+        if self._takeover is not None:
+            self._takeover.forget()
+
+
+class LaneLink:
+    """Lanes to one server: `lanes` for reads, one for writes."""
+
+    def __init__(self, endpoint: Endpoint, *, lanes: int = 1) -> None:
+        self.endpoint = endpoint
+        self.reads = [MultiplexedLane(endpoint) for _ in range(lanes)]
+        self.writes = MultiplexedLane(endpoint)
+
+    def __repr__(self) -> str:
+        return f"<LaneLink {self.reads!r} {self.writes!r}>"
+
+    async def aclose(self) -> None:
+        for lane in (*self.reads, self.writes):
+            await lane.aclose()
+
+    def forget(self) -> None:
+        for lane in (*self.reads, self.writes):
+            lane.forget()
+
+
+__all__ = ["Any", "LaneLink", "MultiplexedLane", "State"]

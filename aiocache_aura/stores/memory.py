@@ -1,0 +1,143 @@
+"""The memory store: what `memory://` is, and the shape that every other store has to match.
+
+One store belongs to a manager and may be used from several event loops, in several threads too: a lock makes each method one step. The same
+protocol runs over it as over Redis - generations, permits, fenced fills - so what is right there is right here. Nothing waits for anything.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Sequence
+
+from aiocache_aura.clock import Clock
+from aiocache_aura.codecs.envelope import FRONT
+from aiocache_aura.stores.base import TOKEN_BYTES, Claim, Fill, Scopes, Tokens, Verdict
+from aiocache_aura.stores.sieve import Sieve
+
+OVERHEAD_BYTES = 400  # of one entry beside its key and value: nodes, dict slots, object headers
+MAX_TOKENS = 200_000
+
+
+class MemoryStore:
+    """Stored bytes by key, tokens by scope, permits by key; bounded by bytes and entries."""
+
+    def __init__(self, clock: Clock, *, max_bytes: int | None, max_entries: int | None) -> None:
+        self._now = clock.time
+        self._lock = threading.Lock()
+        self.values: Sieve[bytes, bytes] = Sieve(max_weight=max_bytes, max_items=max_entries)
+        self._tokens: Sieve[bytes, bytes] = Sieve(max_items=MAX_TOKENS)
+        self._permits: Sieve[bytes, bytes] = Sieve(max_items=MAX_TOKENS)
+
+    def __repr__(self) -> str:
+        return f"MemoryStore({self.values!r})"
+
+    async def lookup(self, key: bytes, scopes: Scopes) -> tuple[bytes | None, Tokens]:
+        with self._lock:
+            now = self._now()
+            return self.values.get(key, now), self._read(scopes, now)
+
+    async def claim(self, keys: Sequence[tuple[bytes, Scopes]], *, life: float | None, timeout: float) -> list[Claim]:
+        with self._lock:
+            now = self._now()
+            return [Claim(self._permit(key, now), self._plant(scopes, now)) for key, scopes in keys]
+
+    async def fill(self, fills: Sequence[Fill], *, written: Callable[[], None], timeout: float) -> list[Verdict]:
+        with self._lock:
+            written()
+            now = self._now()
+            return [Verdict(self._fill(fill, now), self._read(fill.scopes, now)) for fill in fills]
+
+    async def generations(self, scopes: Scopes, *, life: float | None, timeout: float) -> Tokens:
+        with self._lock:
+            return self._plant(scopes, self._now())
+
+    async def store(self, items: Sequence[tuple[bytes, bytes, float | None]], *, timeout: float) -> None:
+        with self._lock:
+            now = self._now()
+            for key, raw, life in items:
+                self._permits.pop(key)
+                self._put(key, raw, life, now)
+
+    async def store_if(self, key: bytes, raw: bytes, life: float | None, *, seen: bytes | None, timeout: float) -> bool:
+        with self._lock:
+            now = self._now()
+            if not self._holds(key, seen, now):
+                return False
+            self._permits.pop(key)
+            self._put(key, raw, life, now)
+            return True
+
+    async def expire(self, key: bytes, raw: bytes, life: float | None, *, seen: bytes, timeout: float) -> bool:
+        with self._lock:
+            now = self._now()
+            if not self._holds(key, seen, now):
+                return False
+            self._put(key, raw, life, now)
+            return True
+
+    async def delete(self, keys: Sequence[bytes], *, timeout: float) -> int:
+        with self._lock:
+            now = self._now()
+            there = sum(self.values.get(key, now) is not None for key in dict.fromkeys(keys))
+            for key in keys:
+                self._permits.pop(key)
+                self.values.pop(key)
+            return there
+
+    async def invalidate(self, scopes: Iterable[bytes], *, timeout: float) -> None:
+        with self._lock:
+            for scope in scopes:
+                self._tokens.pop(scope)
+
+    async def purge(self, glob: bytes, matches: Callable[[bytes], bool], *, timeout: float) -> int:
+        with self._lock:
+            now = self._now()
+            for key in filter(matches, self._permits):
+                self._permits.pop(key)
+            matching = [key for key in self.values if matches(key)]
+            there = sum(self.values.get(key, now) is not None for key in matching)
+            for key in matching:
+                self.values.pop(key)
+            return there
+
+    async def aclose(self) -> None:
+        return None
+
+    def forget(self) -> None:
+        return None
+
+    def clear(self) -> None:
+        with self._lock:
+            self.values.clear()
+            self._permits.clear()
+
+    def _holds(self, key: bytes, seen: bytes | None, now: float) -> bool:
+        there = self.values.get(key, now)
+        return there is None if seen is None else there is not None and there[FRONT] == seen[FRONT]
+
+    def _put(self, key: bytes, raw: bytes, life: float | None, now: float) -> None:
+        expires = float("inf") if life is None else now + life
+        self.values.put(key, raw, weight=len(key) + len(raw) + OVERHEAD_BYTES, expires=expires)
+
+    def _permit(self, key: bytes, now: float) -> bytes:
+        permit = self._permits.get(key, now)
+        if permit is None:
+            permit = os.urandom(TOKEN_BYTES)
+            self._permits.put(key, permit)
+        return permit
+
+    def _fill(self, fill: Fill, now: float) -> bool:
+        if self._permits.get(fill.key, now) != fill.permit:
+            return False
+        self._put(fill.key, fill.raw, fill.life, now)
+        return True  # the permit stays: whoever shares it may fill too, until something voids it (M9)
+
+    def _read(self, scopes: Scopes, now: float) -> Tokens:
+        return Tokens({scope: self._tokens.get(scope, now) for scope in scopes})
+
+    def _plant(self, scopes: Scopes, now: float) -> Tokens:
+        for scope in scopes:
+            if self._tokens.get(scope, now) is None:
+                self._tokens.put(scope, os.urandom(TOKEN_BYTES))
+        return self._read(scopes, now)

@@ -1,0 +1,430 @@
+"""The Redis store: lookups that share round trips, and writes that void what has to be void before they return.
+
+What a call costs, in round trips and server commands: a hit one MGET, shared by all lookups of its tick; a miss SET, GETEX and one script
+before the load, one script and one MGET after it, one round trip each.
+
+Invariants
+- A lookup is answered by a request that was written after it began (M1), and by one that carries its key and all its scopes.
+- The tick is taken when a batch of lookups is written and when the answer to a write is parsed, before anybody who waits runs.
+- Random tokens are sent once: what plants them is never written again after a lost connection (M6). What only removes or overwrites may be.
+- Every key that a command touches is declared, and a value and its permit are in one slot of a cluster.
+- Nothing but BackendError comes out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Final, TypeAlias, TypeVar
+
+from aiocache_aura.codecs.envelope import FRONT
+from aiocache_aura.errors import BackendError
+from aiocache_aura.resilience.single_flight import Tick
+from aiocache_aura.stores.base import TOKEN_BYTES, Claim, Command, Fill, Lane, Link, Scopes, Tokens, Verdict
+from aiocache_aura.stores.scripts import BY_SHA1, EXPIRE, FILL, PLANT, STORE_IF, life_ms
+
+Found: TypeAlias = tuple[bytes | None, Tokens]
+T = TypeVar("T")
+
+BATCH_KEYS: Final = 512
+BATCH_BYTES: Final = 256 * 1024  # of keys
+REMOVED_AT_ONCE: Final = 1000
+SCAN_COUNT: Final = 500
+SPARE_LIFE: Final = 60.0  # seconds that a token is good for beyond the entries that carry it
+
+_ADVICE: Final = {
+    "NOAUTH": "put a user and password into the URL",
+    "WRONGPASS": "check the user and password in the URL",
+    "NOPERM": "allow this user the command, on the keys that begin with the prefix (ACL SETUSER)",
+    "OOM": "raise its maxmemory, or set a maxmemory-policy that evicts, such as allkeys-lru",
+    "READONLY": "this is a replica: point the URL at the master",
+    "NOREPLICAS": "too few of its replicas are connected for min-replicas-to-write",
+    "MISCONF": "it cannot save to its disk and refuses writes: see its log",
+    "LOADING": "it has just started and is reading its data: try again soon",
+    "BUSY": "a script of somebody's is running for too long: SCRIPT KILL ends it",
+    "CLUSTERDOWN": "some of the cluster's slots have no master",
+    "MOVED": "this is one node of a cluster: use a redis+cluster:// URL",
+    "CROSSSLOT": "this is one node of a cluster: use a redis+cluster:// URL",
+    "WRONGTYPE": "another program writes to this prefix: give each application its own",
+}
+_SHOWN: Final = 200
+
+
+def code_of(error: Exception) -> str:
+    """The word that an error reply begins with; redis-py takes it out of the text and keeps it beside."""
+    return str(getattr(error, "status_code", None) or str(error).partition(" ")[0])
+
+
+def refused(command: Command, reply: object) -> BackendError:
+    """What to raise for a reply that is an error, or not what this command answers."""
+    script = BY_SHA1.get(str(command[1])) if command[0] == "EVALSHA" else None
+    name = f"{script.name} (EVALSHA)" if script is not None else str(command[0])
+    if not isinstance(reply, Exception):
+        return BackendError(f"the server answered {name} with an unexpected {type(reply).__name__}: is it a Redis or Valkey server?")
+    code, text = code_of(reply), str(reply)[:_SHOWN]
+    said = text if text.startswith(code) else f"{code} {text}"
+    advice = _ADVICE.get(code)
+    error = BackendError(f"{name}: the server said: {said}" + (f"; {advice}" if advice else ""))
+    error.__cause__ = reply
+    return error
+
+
+def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+class _Batch:
+    """The lookups of one tick that leave in one MGET: each key and each scope once. Handler of its reply."""
+
+    __slots__ = ("_tick", "bytes_left", "keys_left", "known", "new_future", "noted", "scopes", "twins", "values")
+
+    def __init__(self, tick: Tick) -> None:
+        self._tick = tick
+        self.new_future: Callable[[], asyncio.Future[Found]] = asyncio.get_running_loop().create_future
+        self.values: dict[bytes, asyncio.Future[Found]] = {}
+        self.twins: dict[bytes, list[asyncio.Future[Found]]] = {}
+        self.scopes: dict[bytes, None] = {}
+        self.known: set[Scopes] = set()
+        self.noted: Scopes | None = None
+        self.keys_left, self.bytes_left = BATCH_KEYS, BATCH_BYTES
+
+    def __repr__(self) -> str:
+        return f"<_Batch {len(self.values)} keys, {len(self.scopes)} scopes>"
+
+    def takes(self, key: bytes, scopes: Scopes) -> bool:
+        """Note these scopes, unless the batch would be too full with them and the key."""
+        new = [] if scopes in self.known else [scope for scope in scopes if scope not in self.scopes]
+        keys, size = len(new), sum(map(len, new))
+        alone = not self.values
+        if not alone:
+            more = key not in self.values
+            if keys + more > self.keys_left or size + more * len(key) > self.bytes_left:
+                return False
+        self.known.add(scopes)
+        self.noted = scopes
+        self.scopes.update(dict.fromkeys(new))
+        self.keys_left -= keys
+        self.bytes_left -= size
+        return True
+
+    def command(self) -> Command:
+        return ("MGET", *self.values, *self.scopes)
+
+    def written(self) -> None:
+        self._tick.take()
+
+    def deliver(self, replies: list[Any]) -> None:
+        found = replies[0] if len(replies) == 1 else None
+        if found.__class__ is not list or len(found) != len(self.values) + len(self.scopes):
+            self.fail(refused(("MGET",), found))
+            return
+        tokens = Tokens(dict(zip(self.scopes, found[len(self.values) :], strict=True)))
+        for future, raw in zip(self.values.values(), found, strict=False):
+            if not future.done():
+                future.set_result((raw, tokens))
+        if self.twins:
+            raws = dict(zip(self.values, found, strict=False))
+            for key, futures in self.twins.items():
+                for future in futures:
+                    if not future.done():
+                        future.set_result((raws[key], tokens))
+
+    def fail(self, error: BackendError) -> None:
+        for futures in (self.values.values(), *self.twins.values()):
+            for future in futures:
+                if not future.done():
+                    future.set_exception(_own(error))
+
+
+def _own(error: BackendError) -> BackendError:
+    """The same error for one more caller: a traceback grows with each that raises it."""
+    copy = error.__class__(*error.args)
+    copy.__cause__ = error.__cause__
+    return copy
+
+
+class Lookups:
+    """What is looked up over one read lane."""
+
+    __slots__ = ("_batch", "_budget", "_lane", "_sealed", "_tick")
+
+    def __init__(self, lane: Lane, tick: Tick, budget: float) -> None:
+        self._lane, self._tick, self._budget = lane, tick, budget
+        self._batch: _Batch | None = None
+        self._sealed: list[_Batch] = []
+
+    def __repr__(self) -> str:
+        return f"<Lookups {[*self._sealed, self._batch] if self._batch else 'none'}>"
+
+    def add(self, key: bytes, scopes: Scopes) -> asyncio.Future[Found]:
+        """Have this looked up with whatever else is asked for in this tick."""
+        batch = self._batch
+        if batch is None or scopes is not batch.noted or batch.keys_left <= 0 or batch.bytes_left < len(key):
+            batch = self._with_room(key, scopes)
+        future = batch.new_future()
+        if key in batch.values:
+            batch.twins.setdefault(key, []).append(future)
+        else:
+            batch.values[key] = future
+            batch.keys_left -= 1
+            batch.bytes_left -= len(key)
+        return future
+
+    def forget(self) -> None:
+        self._batch, self._sealed = None, []
+
+    def _with_room(self, key: bytes, scopes: Scopes) -> _Batch:
+        batch = self._batch
+        if batch is not None:
+            if batch.takes(key, scopes):
+                return batch
+            self._sealed.append(batch)
+        else:
+            self._lane.wake(self._leave)
+        batch = self._batch = _Batch(self._tick)
+        batch.takes(key, scopes)
+        return batch
+
+    def _leave(self) -> None:
+        batches, self._sealed = self._sealed, []
+        if self._batch is not None:
+            batches.append(self._batch)
+            self._batch = None
+        for batch in batches:
+            try:
+                self._lane.put((batch.command(),), batch, timeout=self._budget, repeatable=True)
+            except BackendError as error:
+                batch.fail(error)
+
+
+class _Answer:
+    """Handler of one write: takes the tick while its answer is parsed, then lets the caller go on."""
+
+    __slots__ = ("_tick", "_written", "future")
+
+    def __init__(self, tick: Tick, written: Callable[[], None] | None) -> None:
+        self._tick, self._written = tick, written
+        self.future: asyncio.Future[list[object]] = asyncio.get_running_loop().create_future()
+
+    def written(self) -> None:
+        if self._written is not None:
+            self._written()
+
+    def deliver(self, replies: list[object]) -> None:
+        self._tick.take()
+        if not self.future.done():
+            self.future.set_result(replies)
+
+    def fail(self, error: BackendError) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+class Writes:
+    """Groups of commands over the write lane, with scripts made known to the server where it has not got them."""
+
+    __slots__ = ("_lane", "_tick")
+
+    def __init__(self, lane: Lane, tick: Tick) -> None:
+        self._lane, self._tick = lane, tick
+
+    async def run(
+        self,
+        commands: Sequence[Command],
+        *,
+        timeout: float,
+        repeatable: bool = False,
+        patient: bool = False,
+        last: int = 0,
+        written: Callable[[], None] | None = None,
+    ) -> list[Any]:
+        """The replies, none of them an error. The `last` so many commands look at what the others did: they are asked again behind scripts
+        that had to be sent again."""
+        deadline = asyncio.get_running_loop().time() + timeout
+        replies = await self._ask(commands, timeout, repeatable, patient, written)
+        missing = [at for at, reply in enumerate(replies) if isinstance(reply, Exception) and code_of(reply) == "NOSCRIPT"]
+        if missing:
+            again = [*missing, *range(len(commands) - last, len(commands))]
+            load = [script.load() for script in dict.fromkeys(BY_SHA1[str(commands[at][1])] for at in missing)]
+            left = max(deadline - asyncio.get_running_loop().time(), 0.0)
+            answers = await self._ask([*load, *(commands[at] for at in again)], left, repeatable, False, written)
+            for at, answer in zip(again, answers[len(load) :], strict=True):
+                replies[at] = answer
+        for command, reply in zip(commands, replies, strict=True):
+            if isinstance(reply, Exception):
+                raise refused(command, reply)
+        return replies
+
+    async def _ask(
+        self, commands: Sequence[Command], timeout: float, repeatable: bool, patient: bool, written: Callable[[], None] | None
+    ) -> list[Any]:
+        answer = _Answer(self._tick, written)
+        self._lane.put(commands, answer, timeout=timeout, repeatable=repeatable, patient=patient)
+        replies = await answer.future
+        if len(replies) != len(commands):
+            raise refused(commands[0], replies)
+        return replies
+
+
+class RedisPort:
+    """One event loop's way to a Redis or Valkey server. `prefix` is already escaped; times in seconds.
+
+    `budget` is how long a lookup may take, `permit_life` how long a load may take and still store its value.
+    """
+
+    def __init__(self, link: Link, prefix: str, *, budget: float, tick: Tick, permit_life: float = 30.0) -> None:
+        self._link, self._tick = link, tick
+        self._lookups = [Lookups(lane, tick, budget) for lane in link.reads]
+        self._lanes = len(self._lookups)
+        self._writes = Writes(link.writes, tick)
+        self._permit_life = life_ms(permit_life)
+        self._values = f"{prefix}:".encode()
+        self._permits = f"{prefix}!p:{{".encode()
+
+    def __repr__(self) -> str:
+        return f"<RedisPort {self._values.decode()!r} over {self._link!r}>"
+
+    # Reads
+
+    def lookup(self, key: bytes, scopes: Scopes) -> asyncio.Future[Found]:
+        return self._lookups[hash(key) % self._lanes].add(key, scopes)
+
+    # Loads
+
+    async def claim(self, keys: Sequence[tuple[bytes, Scopes]], *, life: float | None, timeout: float) -> list[Claim]:
+        commands: list[Command] = []
+        for key, _ in keys:
+            permit = self._permit(key)
+            commands.append(("SET", permit, os.urandom(TOKEN_BYTES), "NX", "PX", self._permit_life))
+            commands.append(("GETEX", permit, "PX", self._permit_life))
+        scopes = list(dict.fromkeys(scope for _, scopes in keys for scope in scopes))
+        commands.extend(_plant(scopes, life))
+        if not commands:
+            return []
+        replies = await self._writes.run(commands, timeout=timeout)
+        tokens = _tokens(scopes, replies[2 * len(keys) :])
+        return [Claim(permit or b"", tokens) for permit in replies[1 : 2 * len(keys) : 2]]  # b"": evicted at once, and equal to none
+
+    async def generations(self, scopes: Scopes, *, life: float | None, timeout: float) -> Tokens:
+        wanted = list(dict.fromkeys(scopes))
+        if not wanted:
+            return Tokens({})
+        return _tokens(wanted, await self._writes.run(list(_plant(wanted, life)), timeout=timeout))
+
+    async def fill(self, fills: Sequence[Fill], *, written: Callable[[], None], timeout: float) -> list[Verdict]:
+        if not fills:
+            written()
+            return []
+        commands = [FILL.run((fill.key, self._permit(fill.key)), fill.permit, fill.raw, life_ms(fill.life)) for fill in fills]
+        scopes = list(dict.fromkeys(scope for fill in fills for scope in fill.scopes))
+        reads: list[Command] = [("MGET", *chunk) for chunk in chunks(scopes, BATCH_KEYS)]
+        # Safe to repeat: what voided it in between took the permit, and an invalidation makes it match nothing.
+        replies = await self._writes.run([*commands, *reads], timeout=timeout, repeatable=True, last=len(reads), written=written)
+        tokens = _tokens(scopes, replies[len(fills) :])
+        return [Verdict(reply == 1, tokens) for reply in replies[: len(fills)]]
+
+    # Explicit writes
+
+    async def store(self, items: Sequence[tuple[bytes, bytes, float | None]], *, timeout: float) -> None:
+        if not items:
+            return
+        commands = list(_unlink([self._permit(key) for key, _, _ in items]))
+        for key, raw, life in items:
+            commands.append(("SET", key, raw) if life is None else ("SET", key, raw, "PX", life_ms(life)))
+        await self._writes.run(commands, timeout=timeout, repeatable=True, patient=True)
+
+    async def store_if(self, key: bytes, raw: bytes, life: float | None, *, seen: bytes | None, timeout: float) -> bool:
+        front, there = (b"", "absent") if seen is None else (seen[FRONT], "there")
+        command = STORE_IF.run((key, self._permit(key)), front, raw, life_ms(life), there)
+        return bool((await self._writes.run([command], timeout=timeout, patient=True))[0] == 1)
+
+    async def expire(self, key: bytes, raw: bytes, life: float | None, *, seen: bytes, timeout: float) -> bool:
+        command = EXPIRE.run((key,), seen[FRONT], raw, life_ms(life), "there")
+        return bool((await self._writes.run([command], timeout=timeout, patient=True))[0] == 1)
+
+    async def delete(self, keys: Sequence[bytes], *, timeout: float) -> int:
+        distinct = list(dict.fromkeys(keys))
+        if not distinct:
+            return 0
+        permits = list(_unlink([self._permit(key) for key in distinct]))
+        replies = await self._writes.run([*permits, *_unlink(distinct)], timeout=timeout, repeatable=True, patient=True)
+        return sum(replies[len(permits) :])
+
+    async def invalidate(self, scopes: Iterable[bytes], *, timeout: float) -> None:
+        distinct = dict.fromkeys(scopes)
+        if distinct:
+            await self._writes.run([("DEL", *distinct)], timeout=timeout, repeatable=True, patient=True)
+
+    async def purge(self, glob: bytes, matches: Callable[[bytes], bool], *, timeout: float) -> int:
+        values, permits = self._values, self._permits
+
+        def is_permit(name: bytes) -> bool:
+            return name.startswith(permits) and name.endswith(b"}") and matches(name[len(permits) : -1])
+
+        def is_value(name: bytes) -> bool:
+            return name.startswith(values) and matches(name)
+
+        await self._sweep(_literal(permits) + glob + b"}", is_permit, timeout)
+        return await self._sweep(glob, is_value, timeout)
+
+    async def aclose(self) -> None:
+        await self._link.aclose()
+
+    def forget(self) -> None:
+        for lookups in self._lookups:
+            lookups.forget()
+        self._link.forget()
+
+    def _permit(self, key: bytes) -> bytes:
+        return b"%b%b}" % (self._permits, key)
+
+    async def _sweep(self, glob: bytes, is_meant: Callable[[bytes], bool], timeout: float) -> int:
+        """Remove what a whole SCAN finds; how many. A cursor means nothing to another server, so nothing of it is sent again."""
+        removed, cursor = 0, b"0"
+        found: list[bytes] = []
+        while True:
+            commands: list[Command] = [*_unlink(found), ("SCAN", cursor, "MATCH", glob, "COUNT", SCAN_COUNT)]
+            replies = await self._writes.run(commands, timeout=timeout, patient=cursor == b"0")
+            removed += sum(replies[:-1])
+            cursor, names = _scanned(replies[-1])
+            found = [name for name in names if is_meant(name)]
+            if cursor == b"0":
+                break
+        last = await self._writes.run(list(_unlink(found)), timeout=timeout, repeatable=True, patient=True) if found else []
+        return removed + sum(last)
+
+
+def _plant(scopes: Sequence[bytes], life: float | None) -> Iterator[Command]:
+    one, two = (life_ms(None if life is None else times * (life + SPARE_LIFE)) for times in (1, 2))
+    for chunk in chunks(scopes, BATCH_KEYS):
+        yield PLANT.run(chunk, one, two, *(os.urandom(TOKEN_BYTES) for _ in chunk))
+
+
+def _tokens(scopes: Sequence[bytes], replies: Sequence[object]) -> Tokens:
+    """The tokens in the replies to MGETs or PLANTs over these scopes."""
+    found: list[bytes | None] = []
+    for reply in replies:
+        if not isinstance(reply, list):
+            raise refused(("MGET",), reply)
+        found.extend(reply)
+    if len(found) != len(scopes):
+        raise refused(("MGET",), replies)
+    return Tokens(dict(zip(scopes, found, strict=True)))
+
+
+def _unlink(keys: Sequence[bytes]) -> Iterator[Command]:
+    return (("UNLINK", *chunk) for chunk in chunks(keys, REMOVED_AT_ONCE))
+
+
+def _scanned(reply: object) -> tuple[bytes, list[bytes]]:
+    match reply:
+        case [bytes() as cursor, list() as names] if all(isinstance(name, bytes) for name in names):
+            return cursor, names
+        case _:
+            raise refused(("SCAN",), reply)
+
+
+def _literal(name: bytes) -> bytes:
+    """A glob that matches just this."""
+    return b"".join(b"\\" + bytes((byte,)) if byte in b"*?[]\\" else bytes((byte,)) for byte in name)

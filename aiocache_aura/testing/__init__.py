@@ -1,0 +1,1 @@
+"""What tests, benchmarks and the demo need beside the library: a real server of their own."""
