@@ -10,7 +10,7 @@ import asyncio
 import importlib
 import logging
 import threading
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Self, Unpack, overload
 
@@ -174,7 +174,7 @@ class CacheManager(KeyVerbs, Invalidations):
 
     def _import_backend(self) -> None:
         try:
-            importlib.import_module(BACKEND)
+            importlib.import_module(BACKEND).check(self._settings)
         except ImportError as exc:
             raise ConfigurationError(f"a Redis cache needs redis: pip install 'redis[hiredis]' ({exc})") from exc
         self._backend_is_here = True
@@ -228,7 +228,7 @@ class CacheManager(KeyVerbs, Invalidations):
 
     def disabled(self) -> AbstractContextManager[None]:
         """While the block is open this manager reads and writes nothing; invalidations and deletes still go."""
-        return _Disabled(self)
+        return _Disabled(self._switch)
 
     def _switch(self, by: int) -> None:
         with self._lock:
@@ -267,16 +267,16 @@ class CacheManager(KeyVerbs, Invalidations):
 
 
 class _Disabled(AbstractContextManager[None]):
-    __slots__ = ("_manager",)
+    __slots__ = ("_switch",)
 
-    def __init__(self, manager: CacheManager) -> None:
-        self._manager = manager
+    def __init__(self, switch: Callable[[int], None]) -> None:
+        self._switch = switch
 
     def __enter__(self) -> None:
-        self._manager._switch(1)
+        self._switch(1)
 
     def __exit__(self, *exc: object) -> None:
-        self._manager._switch(-1)
+        self._switch(-1)
 
 
 cache_manager = CacheManager.from_environment()

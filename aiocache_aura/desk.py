@@ -34,6 +34,7 @@ class Desk(Protocol):
 
     async def drop(self, scopes: Scopes, what: str) -> bool:
         """Invalidate these generations; whether it was delivered."""
+        ...
 
     async def behind(self, work: Coroutine[Any, Any, Any]) -> None:
         """Run it in this loop, behind the caller's back."""

@@ -63,7 +63,10 @@ class Addresses:
         return f"Addresses({self.prefix!r})"
 
     def address(self, cache_type: str, owner: Owner, tail: str, extras: Sequence[str] = (), *, private: bool = False) -> Address:
-        """The address of an entry. `extras` are functions ("f:...") and tags ("g:..."); nobody else reads a `private` one, so its head needs no names."""
+        """The address of an entry. `extras` are functions ("f:...") and tags ("g:...").
+
+        A `private` entry is read by nobody else, so its head needs not name them.
+        """
         key = f"{self.prefix}:{cache_type}:{keys.owner_segments(owner.tenants, owner.users)}{tail}".encode()
         names = b"" if private else _join(extras)
         scopes = self.scopes(cache_type, owner, extras)
@@ -87,7 +90,9 @@ class Addresses:
     def of_function(self, function: str) -> Scopes:
         return (self._scope(f"f:{function}"),)
 
-    def to_invalidate(self, cache_type: str | None, tenants: Sequence[str] = (), users: Sequence[str] = (), tags: Sequence[str] = ()) -> Scopes:
+    def to_invalidate(
+        self, cache_type: str | None, tenants: Sequence[str] = (), users: Sequence[str] = (), tags: Sequence[str] = ()
+    ) -> Scopes:
         """The tokens to drop; several tenants, users or tags mean any of them, the kinds narrow one another."""
         return tuple(map(self._scope, dict.fromkeys(_invalidated(cache_type, tenants, users, tags))))
 

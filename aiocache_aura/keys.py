@@ -84,7 +84,9 @@ def check_type_name(name: object) -> str:
     if not isinstance(name, str):
         raise TypeError(f"a cache type is named by text such as 'menu', not {type(name).__name__} {name!r}")
     if not _TYPE_NAME.fullmatch(name):
-        raise ConfigurationError(f"not a name for a cache type: {name!r}; use letters, digits, '_', '-' and '.', at most 64, a letter first")
+        raise ConfigurationError(
+            f"not a name for a cache type: {name!r}; use letters, digits, '_', '-' and '.', at most 64, a letter first"
+        )
     return name
 
 

@@ -84,7 +84,9 @@ class CachePolicy:
 
     def __post_init__(self) -> None:
         seconds(self.ttl)
-        _require(isinstance(self.jitter, int | float) and 0 <= self.jitter < 1, "jitter", self.jitter, "a share of the ttl, from 0 to below 1")
+        _require(
+            isinstance(self.jitter, int | float) and 0 <= self.jitter < 1, "jitter", self.jitter, "a share of the ttl, from 0 to below 1"
+        )
         for name in ("tenant_aware", "user_aware"):
             _require(getattr(self, name) in (True, False, "known"), name, getattr(self, name), "True, False or 'known'")
         whole = isinstance(self.max_value_bytes, int) and not isinstance(self.max_value_bytes, bool)
@@ -120,13 +122,11 @@ def _require(condition: bool, name: str, value: object, what: str) -> None:
 FIELDS = frozenset(field.name for field in dataclasses.fields(CachePolicy))
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(CachePolicy)}
-NOT_YET: dict[str, tuple[Any, ...]] = {
-    name: (_DEFAULTS[name],)
-    for name in (
-        "stale stale_on soft_timeout hard_timeout load_deadline keep_loading throttle early_refresh sliding cache_none negative_ttl cache_errors "
-        "store_if fallback l1_ttl l1_bytes l1_entries codec compress_over encrypt"
-    ).split()
-} | {"lease": (None, False), "l1": (None, False)}
+_LATER = (
+    "stale stale_on soft_timeout hard_timeout load_deadline keep_loading throttle early_refresh sliding cache_none negative_ttl "
+    "cache_errors store_if fallback l1_ttl l1_bytes l1_entries codec compress_over encrypt"
+).split()
+NOT_YET: dict[str, tuple[Any, ...]] = {name: (_DEFAULTS[name],) for name in _LATER} | {"lease": (None, False), "l1": (None, False)}
 
 
 class PolicyOverrides(TypedDict, total=False):

@@ -63,7 +63,7 @@ class Settings:
     l1_bytes: int = L1_BYTES
     l1_entries: int | None = None
     l1_doubt: float = L1_DOUBT
-    lanes: int = 2
+    lanes: int = 1
     tenant_args: tuple[str, ...] = ("tenant_id", "restaurant_id")
     user_args: tuple[str, ...] = ("user_id",)
     exclude_types: tuple[type, ...] = ()

@@ -22,8 +22,8 @@ import orjson
 import redis.asyncio
 
 from aiocache_aura import CacheManager, cache
-from benchmarks.bare_lane import BareLane
 from aiocache_aura.testing.server import EmbeddedServer as Server
+from benchmarks.bare_lane import BareLane
 
 PAYLOAD = {"id": 123, "name": "Margherita", "price": 12.5, "tags": ["pizza", "veg"], "sizes": {"s": 9.0, "m": 12.5, "l": 15.0}}
 KEYS = 1_000
@@ -153,7 +153,9 @@ def report(callers: int, medians: dict[str, tuple[float, int]]) -> None:
     print(f"{callers} concurrent callers")
     for name, (median, errors) in medians.items():
         ratio = "" if name == "aiocache_aura" else f"   aiocache_aura is {ours / median:5.2f} x"
-        print(f"  {name:14s} {median:9,.0f} hits/s  {median / floor:6.1%} of the bare lane{ratio}" + (f"   {errors} errors" if errors else ""))
+        print(
+            f"  {name:14s} {median:9,.0f} hits/s  {median / floor:6.1%} of the bare lane{ratio}" + (f"   {errors} errors" if errors else "")
+        )
 
 
 def main() -> None:

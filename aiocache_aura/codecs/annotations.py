@@ -35,7 +35,7 @@ def shapes_in(annotation: object) -> dict[type, Shape]:
         seen.add(id(kind))
         todo.extend(_parts(kind))
         cls = get_origin(kind) if isinstance(get_origin(kind), type) else kind
-        if isinstance(cls, type) and cls not in found and not isinstance(cls, types.GenericAlias):
+        if isinstance(cls, type) and cls not in found:
             shape = shape_of(cls)
             if shape is not None:
                 found[cls] = shape
@@ -118,7 +118,7 @@ def _is_abstract(value: object, kind: type) -> bool:
 def _is_typed_dict(value: object, kind: Any) -> bool:
     if value.__class__ is not dict:
         return False
-    items: dict[Any, Any] = typing.cast("dict[Any, Any]", value)
+    items: Any = value
     hints = typing.get_type_hints(kind)
     return kind.__required_keys__ <= items.keys() <= hints.keys() and all(conforms(item, hints[key]) for key, item in items.items())
 

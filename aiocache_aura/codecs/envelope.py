@@ -85,7 +85,9 @@ def unseal(checksum: int, raw: bytes) -> Entry | None:
     return Entry(codec, flags, created, ttl, stale, cost, schema, fingerprint, raw[HEAD.size : end], memoryview(raw)[end:])
 
 
-def open_fresh(raw: bytes, checksum: int, flags: int, extras: bytes, fingerprint: bytes | None, now: float) -> tuple[int, int, memoryview] | None:
+def open_fresh(
+    raw: bytes, checksum: int, flags: int, extras: bytes, fingerprint: bytes | None, now: float
+) -> tuple[int, int, memoryview] | None:
     """(codec, schema, payload) of the plain case: an entry that is fresh, of these flags, extras and generations.
 
     None says nothing but that it is not that case: `unseal` finds out which it is. This is the hit path, hence one function.
@@ -100,7 +102,6 @@ def open_fresh(raw: bytes, checksum: int, flags: int, extras: bytes, fingerprint
     if crc32(view[15:], checksum) != crc:
         return None
     end = 71 + length
-    if extras != b"" or length:
-        if raw[71:end] != extras:
-            return None
+    if (length or extras) and raw[71:end] != extras:
+        return None
     return codec, schema, view[end:]

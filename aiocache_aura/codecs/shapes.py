@@ -115,7 +115,7 @@ def is_model(cls: object) -> bool:
 
 def _restorer(cls: type) -> Callable[[dict[str, Any]], Any]:
     def restore(state: dict[str, Any]) -> Any:
-        value = object.__new__(cls)
+        value: Any = object.__new__(cls)
         for name, part in state.items():
             object.__setattr__(value, name, part)  # frozen classes too
         return value

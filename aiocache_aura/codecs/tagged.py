@@ -21,7 +21,10 @@ from aiocache_aura.errors import SerializationError
 
 MARK = "$"
 _INT_MIN, _INT_MAX = -(2**63), 2**64 - 1
-FIXES = "declare what is returned (a return annotation, returns= or as_type=) with that class in it, call register_type(cls), or return plain values"
+FIXES = (
+    "declare what is returned (a return annotation, returns= or as_type=) with that class in it, "
+    "call register_type(cls), or return plain values"
+)
 
 
 class Writer:
@@ -49,7 +52,10 @@ class Writer:
 
     def refused(self, value: object, why: str | None = None) -> SerializationError:
         cls = type(value)
-        reason = why or f"is {'an' if cls.__name__[:1] in 'AEIOU' else 'a'} {cls.__module__}.{cls.__qualname__}, which would not come back as it is"
+        reason = (
+            why
+            or f"is {'an' if cls.__name__[:1] in 'AEIOU' else 'a'} {cls.__module__}.{cls.__qualname__}, which would not come back as it is"
+        )
         return SerializationError(f"{''.join(self._path)} {reason}; {FIXES}")
 
     def sequence(self, values: Any) -> list[Any]:
@@ -83,7 +89,9 @@ class Writer:
             name = zone.tzname(None)
             given = name if dt.timezone(offset).tzname(None) != name else None
             return [offset // dt.timedelta(microseconds=1), given]
-        raise self.refused(value, f"has a time zone of {type(zone).__module__}.{type(zone).__qualname__}; use datetime.timezone or zoneinfo")
+        raise self.refused(
+            value, f"has a time zone of {type(zone).__module__}.{type(zone).__qualname__}; use datetime.timezone or zoneinfo"
+        )
 
     def datetime(self, value: dt.datetime) -> Any:
         return {MARK: ["D", [value.replace(tzinfo=None, fold=0).isoformat(), value.fold, self.zone(value.tzinfo, value)]]}
@@ -153,7 +161,7 @@ def _read_zone(zone: Any) -> dt.tzinfo | None:
     delta = dt.timedelta(microseconds=offset)
     if name is not None:
         return dt.timezone(delta, name)
-    return dt.timezone(delta) if delta else dt.timezone.utc
+    return dt.timezone(delta) if delta else dt.UTC
 
 
 def _read_moment(cls: type[dt.datetime] | type[dt.time]) -> Callable[[Reader, Any], Any]:

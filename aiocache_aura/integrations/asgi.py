@@ -21,9 +21,9 @@ Finder: TypeAlias = Callable[[Scope], Id | Awaitable[Id | None] | None]
 class TenantMiddleware:
     """Runs each request and websocket in its tenant's and user's scope.
 
-    `tenant` and `user` are names of headers, or callables, async ones too, that are given the ASGI scope and return an id, or None where there
-    is none. A header is only as good as who sets it: use one that your gateway overwrites. None, or a header that is absent or empty, leaves
-    things as they are; anything else that is no id is a TypeError.
+    `tenant` and `user` are names of headers, or callables (async ones too) that are given the ASGI scope and return an id, or None
+    where there is none. A header is only as good as who sets it: use one that your gateway overwrites. None, or a header that is absent
+    or empty, leaves things as they are; anything else that is no id is a TypeError.
     """
 
     def __init__(self, app: App, tenant: Finder | str | None = None, user: Finder | str | None = None) -> None:

@@ -107,7 +107,9 @@ class Flight:
     def board(self, began: int, load: Load | None = None) -> Waiter:
         """Join now; a `load` is this caller's own, for a personal flight."""
         if self in _aboard.get():
-            raise RecursiveLoadError("a loader asked the cache for the key that it is loading; call the uncached function (fn.__wrapped__) there")
+            raise RecursiveLoadError(
+                "a loader asked the cache for the key that it is loading; call the uncached function (fn.__wrapped__) there"
+            )
         waiter = Waiter(began, self.phase < Phase.FILLING, load)
         self.waiters[waiter] = None
         return waiter

@@ -44,15 +44,20 @@ class Lane(Protocol):
         before the answer came. A `patient` group waits, within its timeout, for a connection that is known to be down; others fail at once.
         """
 
-    def send(self, commands: Sequence[Command], *, timeout: float, repeatable: bool = False, patient: bool = False) -> Awaitable[list[object]]:
+    def send(
+        self, commands: Sequence[Command], *, timeout: float, repeatable: bool = False, patient: bool = False
+    ) -> Awaitable[list[object]]:
         """`put` with a future: the replies, or BackendError."""
 
 
 class Link(Protocol):
     """One event loop's lanes to one server: reads never wait behind writes."""
 
-    reads: Sequence[Lane]
-    writes: Lane
+    @property
+    def reads(self) -> Sequence[Lane]: ...
+
+    @property
+    def writes(self) -> Lane: ...
 
     async def aclose(self) -> None:
         """Close the connections; idempotent."""

@@ -39,7 +39,7 @@ class Resp3RefusedError(BackendError):
 
 
 @cache
-def safe_class(base: type[Any]) -> type[Any]:
+def safe_class(base: Any) -> Any:
     """A connection class whose interrupted handshake closes the connection."""
     name = "on_connect_check_health" if hasattr(base, "on_connect_check_health") else "on_connect"
     shake_hands = getattr(base, name)
@@ -61,7 +61,7 @@ _STANDARD = (redis_connection.Connection, redis_connection.SSLConnection, redis_
 class Endpoint:
     """One server and how to log in to it. Its text never shows a credential."""
 
-    connection_class: type[Any]
+    connection_class: Any
     options: Mapping[str, Any]
 
     def __repr__(self) -> str:
@@ -75,7 +75,9 @@ class Endpoint:
         if scheme in _LATER:
             raise ConfigurationError(f"{scheme}:// is not in this version yet; use one of {', '.join(f'{s}://' for s in SCHEMES)}")
         if not colon or scheme not in SCHEMES:
-            raise ConfigurationError(f"not a URL of a server: {scheme}://...; it starts with one of {', '.join(f'{s}://' for s in SCHEMES)}")
+            raise ConfigurationError(
+                f"not a URL of a server: {scheme}://...; it starts with one of {', '.join(f'{s}://' for s in SCHEMES)}"
+            )
         try:
             options: dict[str, Any] = dict(redis_connection.parse_url(f"{SCHEMES[scheme]}://{rest}"))
         except ValueError as error:
@@ -85,7 +87,7 @@ class Endpoint:
     @classmethod
     def from_client(cls, client: Any) -> Endpoint | None:
         """The endpoint of a redis.asyncio client, or None for one that only its own API can serve: fakeredis, RESP2, Sentinel, Cluster."""
-        pool = getattr(client, "connection_pool", None)
+        pool: Any = getattr(client, "connection_pool", None)
         if type(pool) not in (redis_connection.ConnectionPool, redis_connection.BlockingConnectionPool):
             return None
         standard = next((base for base in _STANDARD if issubclass(pool.connection_class, base)), None)
@@ -117,11 +119,18 @@ class Endpoint:
         return given | {name: value for name, value in ours.items() if name in known}
 
 
-_POOL_ONLY = ("max_connections", "timeout", "maint_notifications_pool_handler", "orig_host_address", "orig_socket_timeout", "orig_socket_connect_timeout")
+_POOL_ONLY = (
+    "max_connections",
+    "timeout",
+    "maint_notifications_pool_handler",
+    "orig_host_address",
+    "orig_socket_timeout",
+    "orig_socket_connect_timeout",
+)
 
 
 @cache
-def _parameters(cls: type[Any]) -> frozenset[str]:
+def _parameters(cls: Any) -> frozenset[str]:
     """The options that a connection class, or a base of it, names."""
     return frozenset(name for base in cls.__mro__ if "__init__" in base.__dict__ for name in inspect.signature(base).parameters)
 

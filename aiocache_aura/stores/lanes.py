@@ -37,6 +37,8 @@ STUCK_AFTER = 1.0
 BACKOFF_FIRST, BACKOFF_MOST = 0.05, 1.0
 _NOTHING = object()  # hiredis says False both for "no more" and for a reply of #f, unless told otherwise
 
+_pack: Callable[[Any], bytes] = hiredis.pack_command
+
 COMMANDS = frozenset(
     "GET MGET GETEX GETRANGE SET DEL UNLINK EXISTS TTL PTTL EXPIRE PEXPIRE PERSIST TOUCH EVAL EVALSHA SCRIPT SCAN "
     "PING ECHO INFO DBSIZE MEMORY TYPE STRLEN ROLE".split()
@@ -92,8 +94,8 @@ def packed(commands: Sequence[Command]) -> bytes:
         if command[0] not in COMMANDS:
             raise ValueError(f"{command[0]!r} is not a command for a lane; use RedisClient for it")
     if len(commands) == 1:
-        return hiredis.pack_command(commands[0])
-    return b"".join(map(hiredis.pack_command, commands))
+        return _pack(commands[0])
+    return b"".join(map(_pack, commands))
 
 
 class MultiplexedLane(asyncio.Protocol):
@@ -384,6 +386,3 @@ class LaneLink:
     def forget(self) -> None:
         for lane in (*self.reads, self.writes):
             lane.forget()
-
-
-__all__ = ["Any", "LaneLink", "MultiplexedLane", "State"]

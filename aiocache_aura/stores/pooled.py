@@ -161,7 +161,7 @@ class PooledLink:
 
 def binary_client(client: Any) -> Any:
     """The client, or one beside it on the same server that leaves bytes as they are."""
-    pool = getattr(client, "connection_pool", None)
+    pool: Any = getattr(client, "connection_pool", None)
     kwargs = getattr(pool, "connection_kwargs", None)
     if not isinstance(kwargs, dict):
         raise ConfigurationError(f"client= takes a redis.asyncio.Redis, not {type(client).__name__}")

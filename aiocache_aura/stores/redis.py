@@ -391,7 +391,7 @@ class RedisPort:
             found = [name for name in names if is_meant(name)]
             if cursor == b"0":
                 break
-        last = await self._writes.run(list(_unlink(found)), timeout=timeout, repeatable=True, patient=True) if found else []
+        last: list[int] = await self._writes.run(list(_unlink(found)), timeout=timeout, repeatable=True, patient=True) if found else []
         return removed + sum(last)
 
 

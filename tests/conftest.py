@@ -1,0 +1,78 @@
+"""Fixtures: real servers, and the check that a test leaves nothing running."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tests.clocks import ManualClock
+from tests.servers import ENGINES, Server
+
+settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ci")
+
+
+@pytest.fixture(scope="session")
+def _servers() -> Iterator[dict[str, Server]]:
+    servers: dict[str, Server] = {}
+    yield servers
+    for server in servers.values():
+        server.close()
+
+
+def _clean(servers: dict[str, Server], engine: str) -> Server:
+    if engine not in servers:
+        servers[engine] = Server(engine)
+    with servers[engine].client() as client:
+        client.flushall()
+    return servers[engine]
+
+
+@pytest.fixture
+def valkey(_servers: dict[str, Server]) -> Server:
+    """A real Valkey server of this test process, empty; not to be stopped or reconfigured."""
+    return _clean(_servers, "valkey")
+
+
+@pytest.fixture(params=ENGINES)
+def server(request: pytest.FixtureRequest, _servers: dict[str, Server]) -> Server:
+    """As `valkey`, on every engine that is installed."""
+    return _clean(_servers, request.param)
+
+
+@pytest.fixture
+def own_server() -> Iterator[Callable[..., Server]]:
+    """Makes servers that the test may stop, kill and configure."""
+    made: list[Server] = []
+
+    def make(*options: str, engine: str = "valkey") -> Server:
+        made.append(Server(engine, *options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+async def _no_task_left() -> AsyncIterator[None]:
+    before = asyncio.all_tasks()
+    yield
+    left = {task for task in asyncio.all_tasks() - before if task is not asyncio.current_task()}
+    assert not left, f"tasks left running: {left}"
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(request: pytest.FixtureRequest) -> None:
+    """At the end of each asynchronous test no task is pending but the runner's own."""
+    if inspect.iscoroutinefunction(getattr(request, "function", None)):
+        request.getfixturevalue("_no_task_left")
