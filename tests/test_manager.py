@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import logging
 import math
 import os
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from unittest.mock import AsyncMock, MagicMock
 
@@ -300,7 +302,9 @@ class TestSwitches:
             assert await manager.get("menu", "a") is None
             assert await manager.mget("menu", ["a"], default=0) == [0]
             assert await manager.get_many("menu", ["a"]) == {}
-            assert (await manager.set("menu", "a", 2), await manager.add("menu", "z", 2), await manager.touch("menu", "a", 5)) == (False,) * 3
+            assert (await manager.set("menu", "a", 2), await manager.add("menu", "z", 2), await manager.touch("menu", "a", 5)) == (
+                False,
+            ) * 3
             assert (await manager.exists("menu", "a"), await manager.ttl("menu", "a")) == (False, None)
             assert await manager.get_or_load("menu", "a", lambda: 3) == 3
             assert await manager.get_or_load_many("menu", ["a", "c"], lambda ks: {"a": 3, "x": 0}) == {"a": 3}
@@ -433,6 +437,74 @@ class TestLoops:
         assert len(manager._engines) == 0
 
 
+class TestRealServer:
+    def test_loops_come_and_go_without_a_warning(self, valkey):
+        """A closed loop's connections are let go of; each loop has its own."""
+        manager = CacheManager(valkey.url)
+
+        async def use(n):
+            await manager.set("menu", f"k{n}", n)
+            return await manager.mget("menu", [f"k{m}" for m in range(n + 1)])
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert [asyncio.run(use(n)) for n in range(3)] == [[0], [0, 1], [0, 1, 2]]
+            gc.collect()
+        assert len(manager._engines) == 1
+        asyncio.run(manager.aclose())
+
+    async def test_two_loops_at_once(self, valkey):
+        async with CacheManager(valkey.url) as manager:
+            await manager.set("menu", "a", 1)
+
+            async def elsewhere():
+                got = await manager.get("menu", "a")
+                await manager.set("menu", "a", 2)
+                return got
+
+            assert await asyncio.to_thread(asyncio.run, elsewhere()) == 1
+            assert await manager.get("menu", "a") == 2
+
+    async def test_a_refused_connection_answers_at_once(self):
+        async with CacheManager(REFUSED) as manager:
+            started = time.monotonic()
+            assert await manager.get("menu", "a") is None
+            assert await manager.get_or_load("menu", "a", lambda: 1) == 1
+            assert await manager.set("menu", "a", 1) is False
+            assert await manager.invalidate("menu") is False
+            assert time.monotonic() - started < 4 * manager.settings.budget
+
+    async def test_a_hanging_server_costs_the_budget(self, own_server):
+        server = own_server()
+        async with CacheManager(server.url, strict=True) as manager:
+            await manager.set("menu", "a", 1)
+            server.stop()
+            started = time.monotonic()
+            with pytest.raises(BackendError):
+                await manager.get("menu", "a")
+            assert 0.2 < time.monotonic() - started < 0.6
+            assert await manager.get_or_load("menu", "b", lambda: 1) == 1
+            server.cont()
+
+    async def test_a_client_that_is_given_stays_open(self, valkey):
+        from redis.asyncio import Redis
+
+        client = Redis.from_url(valkey.url)
+        async with CacheManager(client=client) as manager:
+            await manager.set("menu", "a", 1)
+            assert await client.dbsize() > 0
+        assert await client.ping()
+        await client.aclose()
+
+    async def test_the_import_happens_in_a_thread_at_first_use(self, valkey, monkeypatch):
+        monkeypatch.setenv("AURA_CACHE_URL", valkey.url)
+        manager = CacheManager.from_environment()
+        assert not manager._backend_is_here
+        async with manager.lifespan():
+            assert await manager.set("menu", "a", 1) is True
+            assert await manager.get("menu", "a") == 1
+
+
 class TestPlainFunctions:
     async def test_nested_plain_functions_that_come_back_do_not_deadlock(self, manager):
         """R36, with more callers than there are threads."""
@@ -444,7 +516,9 @@ class TestPlainFunctions:
             return anyio.from_thread.run(manager.get_or_load, "menu", f"inner:{n}", functools.partial(inner, n))
 
         async with asyncio.timeout(20):
-            got = await asyncio.gather(*(manager.get_or_load("menu", f"outer:{n}", functools.partial(outer, n)) for n in range(3 * THREADS)))
+            got = await asyncio.gather(
+                *(manager.get_or_load("menu", f"outer:{n}", functools.partial(outer, n)) for n in range(3 * THREADS))
+            )
         assert got == [n * 2 for n in range(3 * THREADS)]
 
     async def test_a_deadlock_that_depth_does_not_solve_gets_out_of_itself(self, manager, monkeypatch):

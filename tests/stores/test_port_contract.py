@@ -11,20 +11,21 @@ import os
 import shutil
 import socket
 import subprocess
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hiredis
 import pytest
 import pytest_asyncio
+from fakeredis import FakeAsyncRedis
 
-from aiocache_aura.errors import BackendError
 from aiocache_aura.resilience.single_flight import Tick
-from aiocache_aura.stores.base import Command, Fill, Handler, Lane, Link, Port, Tokens
+from aiocache_aura.stores.base import Fill, Link, Port, Tokens
+from aiocache_aura.stores.connections import Endpoint
+from aiocache_aura.stores.lanes import LaneLink
 from aiocache_aura.stores.memory import MemoryStore
+from aiocache_aura.stores.pooled import PooledLink
 from aiocache_aura.stores.redis import RedisPort
 
 pytestmark = pytest.mark.asyncio
@@ -32,99 +33,6 @@ pytestmark = pytest.mark.asyncio
 SOON = 5.0
 RAW = b"AU\x01" + bytes(range(256)) + b"\r\n$-1\r\n\x00{}"
 STORES = ("memory", "valkey", "redis-server", "fakeredis")
-
-
-# A lane with nothing but what the seam asks for
-
-
-class _Future(asyncio.Future[list[object]]):
-    def written(self) -> None:
-        pass
-
-    def deliver(self, replies: list[object]) -> None:
-        if not self.done():
-            self.set_result(replies)
-
-    def fail(self, error: BackendError) -> None:
-        if not self.done():
-            self.set_exception(error)
-
-
-class BareLane(asyncio.Protocol):
-    """The least that is a lane: it never reconnects, and nothing times out."""
-
-    _NOTHING = object()
-
-    def __init__(self) -> None:
-        self._reader = hiredis.Reader(notEnoughData=self._NOTHING)
-        self._waiting: deque[tuple[int, Handler, list[object]]] = deque()
-        self._out: list[tuple[Sequence[Command], Handler]] = []
-        self._collect: list[Callable[[], None]] = []
-        self.transport: asyncio.WriteTransport
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
-        self.transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        self._reader.feed(data)
-        while (reply := self._reader.gets()) is not self._NOTHING:
-            count, handler, replies = self._waiting[0]
-            replies.append(reply)
-            if len(replies) == count:
-                self._waiting.popleft()
-                handler.deliver(replies)
-
-    def wake(self, collect: Callable[[], None], /) -> None:
-        self._soon()
-        self._collect.append(collect)
-
-    def put(self, commands: Sequence[Command], handler: Handler, *, timeout: float, repeatable: bool, patient: bool = False) -> None:
-        self._soon()
-        self._out.append((commands, handler))
-
-    def send(
-        self, commands: Sequence[Command], *, timeout: float, repeatable: bool = False, patient: bool = False
-    ) -> Awaitable[list[object]]:
-        future = _Future()
-        self.put(commands, future, timeout=timeout, repeatable=repeatable)
-        return future
-
-    def _soon(self) -> None:
-        if not self._out and not self._collect:
-            asyncio.get_running_loop().call_soon(self._flush)
-
-    def _flush(self) -> None:
-        while self._collect:
-            self._collect.pop()()
-        groups, self._out = self._out, []
-        for commands, handler in groups:
-            handler.written()
-            self._waiting.append((len(commands), handler, []))
-            self.transport.writelines([hiredis.pack_command(command) for command in commands])
-
-
-class BareLink:
-    def __init__(self, reads: Sequence[Lane], writes: Lane, close: Callable[[], Awaitable[None]]) -> None:
-        self.reads, self.writes, self._close = reads, writes, close
-
-    async def aclose(self) -> None:
-        await self._close()
-
-    def forget(self) -> None:
-        pass
-
-
-async def bare_link(port: int) -> Link:
-    loop = asyncio.get_running_loop()
-    lanes = [(await loop.create_connection(BareLane, "127.0.0.1", port))[1] for _ in range(3)]
-
-    async def close() -> None:
-        for lane in lanes:
-            lane.transport.abort()
-        await asyncio.sleep(0)
-
-    return BareLink(lanes[:2], lanes[2], close)
 
 
 # The stores under test
@@ -152,7 +60,6 @@ class Subject:
     passes: Callable[[float], Awaitable[None]]
     evict_scope: Callable[[bytes], Awaitable[Any]]
     evict_permit: Callable[[bytes], Awaitable[Any]]
-    link: Link | None = None
 
     def key(self, name: str = "k") -> bytes:
         return f"{self.prefix}:menu:={name}".encode()
@@ -178,10 +85,6 @@ class Subject:
         glob = f"{self.prefix}:menu:={named}*".encode()
         return await self.port.purge(glob, lambda key: key.startswith(glob[:-1]), timeout=SOON)
 
-    async def server(self, *command: str | bytes | int) -> Any:
-        assert self.link is not None
-        return (await self.link.writes.send([command], timeout=SOON))[0]
-
 
 def _nothing() -> None:
     pass
@@ -203,9 +106,9 @@ def _memory() -> Subject:
     return Subject(store, "p", passes, evict_scope, evict_permit)
 
 
-def over_link(link: Link, *, permit_life: float = 30.0) -> Subject:
+def over_link(link: Link) -> Subject:
     prefix = "t" + os.urandom(6).hex()
-    port = RedisPort(link, prefix, budget=SOON, tick=Tick(), permit_life=permit_life)
+    port = RedisPort(link, prefix, budget=SOON, tick=Tick())
 
     async def remove(name: bytes) -> None:
         await link.writes.send([("DEL", name)], timeout=SOON)
@@ -213,7 +116,7 @@ def over_link(link: Link, *, permit_life: float = 30.0) -> Subject:
     async def passes(seconds: float) -> None:
         await asyncio.sleep(seconds)
 
-    return Subject(port, prefix, passes, remove, lambda key: remove(f"{prefix}!p:{{".encode() + key + b"}"), link)
+    return Subject(port, prefix, passes, remove, lambda key: remove(f"{prefix}!p:{{".encode() + key + b"}"))
 
 
 @pytest.fixture(scope="session")
@@ -232,10 +135,8 @@ def redis_server_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]
             server.terminate()
 
 
-async def _fakeredis_link() -> Link:
-    fakeredis = pytest.importorskip("fakeredis")
-    pooled = pytest.importorskip("aiocache_aura.stores.pooled")
-    return pooled.PooledLink(fakeredis.FakeAsyncRedis())  # type: ignore[no-any-return]
+def _link(url: str) -> Link:
+    return LaneLink(Endpoint.from_url(url), lanes=2)
 
 
 @pytest_asyncio.fixture(params=STORES)
@@ -244,22 +145,14 @@ async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
         case "memory":
             made = _memory()
         case "fakeredis":
-            made = over_link(await _fakeredis_link())
+            made = over_link(PooledLink(FakeAsyncRedis()))
         case "valkey":
-            made = over_link(await bare_link(request.getfixturevalue("valkey").port))
+            made = over_link(_link(request.getfixturevalue("valkey").url))
         case _:
-            made = over_link(await bare_link(request.getfixturevalue("redis_server_port")))
+            made = over_link(_link(f"redis://127.0.0.1:{request.getfixturevalue('redis_server_port')}/0"))
     yield made
     await made.port.aclose()
     await made.port.aclose()  # idempotent
-
-
-@pytest_asyncio.fixture
-async def served(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
-    """Over a real Valkey, for what only a server has."""
-    made = over_link(await bare_link(request.getfixturevalue("valkey").port))
-    yield made
-    await made.port.aclose()
 
 
 # Reading
