@@ -50,7 +50,7 @@ types: $(VENV)/.ready
 	$(BIN)/pyright
 
 test-oldest: $(OLDEST)/.ready
-	$(OLDEST)/bin/python -m pytest tests/stores tests/test_contract.py
+	$(OLDEST)/bin/python -m pytest tests/stores tests/test_manager.py tests/test_namespace.py
 
 models: $(VENV)/.ready
 	cd tests/model/models && for m in flights tokens leases takeover batches fence registry freshness l1 l1_doubt cluster failover; do ../../../$(BIN)/python $$m.py --quiet || exit 1; done

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
+import os
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
@@ -55,6 +56,7 @@ class CacheManager(KeyVerbs, Invalidations):
         self._asks_environment = False
         self._addresses: Addresses | None = None
         self._memory: MemoryStore | None = None
+        self._memory_pid = 0
         self._backend_is_here = False
         self._importing: dict[asyncio.AbstractEventLoop, asyncio.Task[Any]] = {}
         self._engines = Engines(self._make_engine, self._settings.budget)
@@ -168,7 +170,8 @@ class CacheManager(KeyVerbs, Invalidations):
             backend = importlib.import_module(BACKEND)
             port: Port = backend.open_port(self._settings, self.addresses.prefix, tick)
             return port
-        if self._memory is None:
+        if self._memory is None or self._memory_pid != os.getpid():  # a fork may have been made while the store's lock was held
+            self._memory_pid = os.getpid()
             self._memory = MemoryStore(self._settings.clock, max_bytes=self._settings.l1_bytes, max_entries=self._settings.l1_entries)
         return self._memory
 

@@ -11,9 +11,11 @@ class Clock(Protocol):
 
     def time(self) -> float:
         """Seconds since the epoch: what lives of entries are counted in, since processes share it."""
+        ...
 
     def monotonic(self) -> float:
         """Seconds that never go back: what durations within this process are counted in."""
+        ...
 
 
 class SystemClock:

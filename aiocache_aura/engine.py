@@ -14,6 +14,7 @@ Values that cannot be stored are handed to all callers of the flight as the one 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
@@ -230,7 +231,7 @@ class Engine(Writes):
     async def get_many(self, addresses: Sequence[Address], terms: Terms, *, count: bool = True) -> list[Any]:
         """The stored values in order, MISSING for those that are not there; one round trip."""
         lookups = [self._port.lookup(address.key, self._hints.get(address.key, address.scopes)) for address in addresses]
-        answers = [await lookup for lookup in lookups]
+        answers = await _all_answers(lookups)
         values = [await self._find(address, terms, answer) for address, answer in zip(addresses, answers, strict=True)]
         for address, value, (_, tokens) in zip(addresses, values, answers, strict=True):
             if value is MISSING:
@@ -316,6 +317,15 @@ class Engine(Writes):
 
     def forget(self) -> None:
         self._port.forget()
+
+
+async def _all_answers(lookups: Sequence[Awaitable[tuple[bytes | None, Tokens]]]) -> list[tuple[bytes | None, Tokens]]:
+    """Every answer, or the first error once all have come: none is left behind unread."""
+    answers = await asyncio.gather(*lookups, return_exceptions=True)
+    for answer in answers:
+        if isinstance(answer, BaseException):
+            raise answer
+    return [answer for answer in answers if not isinstance(answer, BaseException)]
 
 
 def _stored(loaded: Sequence[Any]) -> list[tuple[int, bytes] | None]:

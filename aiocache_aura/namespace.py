@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar, Unpack, overload
 
 from aiocache_aura import keys
@@ -150,7 +150,19 @@ class Cache:
     async def get_or_load(
         self,
         key: str,
-        loader: Callable[[], T] | T,
+        loader: Callable[[], T],
+        *,
+        tags: Iterable[str] = (),
+        as_type: type[T] | None = None,
+        tenant: Id | None = None,
+        user: Id | None = None,
+        **policy: Unpack[PolicyOverrides],
+    ) -> T: ...
+    @overload
+    async def get_or_load(
+        self,
+        key: str,
+        loader: T,
         *,
         tags: Iterable[str] = (),
         as_type: type[T] | None = None,
@@ -303,8 +315,12 @@ class Cache:
         Loads of these keys that are under way will not bring them back. Goes out inside `disabled()`, too.
         """
         plan = self._plan(None, {})
-        addresses = [self._address(plan, key, tenant, user) for key in keys]
-        return await self._ask("delete", 0, lambda engine: engine.delete(addresses, plan.terms)) if addresses else 0
+        return await self.delete_at([self._address(plan, key, tenant, user) for key in keys])
+
+    async def delete_at(self, addresses: Sequence[Address]) -> int:
+        """`delete`, for entries whose owner is already worked out."""
+        terms = self._plan(None, {}).terms
+        return await self._ask("delete", 0, lambda engine: engine.delete(addresses, terms)) if addresses else 0
 
     # Invalidating
 

@@ -14,10 +14,11 @@ counts, `user_aware=False` leaves out the scope's only.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from aiocache_aura.context import Identity
-from aiocache_aura.errors import MissingTenantError, MissingUserError
+from aiocache_aura.context import Identity, id_text
+from aiocache_aura.errors import KeyPartError, MissingTenantError, MissingUserError
 from aiocache_aura.policy import Aware
 
 TENANT_LEFT_OUT = 1
@@ -35,8 +36,8 @@ class Owner(NamedTuple):
 
 def owner_of(tenant: str | None, user: str | None, known: Identity, tenant_aware: Aware, user_aware: Aware, what: str) -> Owner:
     """Whose an entry is, from an argument's tenant and user (as text) and the scopes'; `what` is named in errors."""
-    tenants = _distinct(tenant, known.tenant) if tenant_aware is not False else ()
-    users = _distinct(user, known.user if user_aware is not False else None)
+    tenants = distinct(tenant, known.tenant) if tenant_aware is not False else ()
+    users = distinct(user, known.user if user_aware is not False else None)
     if tenant_aware is True and not tenants:
         raise MissingTenantError(
             f"{what} is tenant_aware and no tenant is known: pass tenant_id (restaurant_id), enter tenant_scope(...), "
@@ -48,7 +49,20 @@ def owner_of(tenant: str | None, user: str | None, known: Identity, tenant_aware
     return Owner(tenants, users, flags)
 
 
-def _distinct(argument: str | None, scope: str | None) -> tuple[str, ...]:
+def distinct(argument: str | None, scope: str | None) -> tuple[str, ...]:
+    """Whoever is known, each once."""
     if argument is None:
         return () if scope is None else (scope,)
     return (argument,) if scope is None or scope == argument else (argument, scope)
+
+
+def id_among(arguments: Mapping[str, object], names: Iterable[str], what: str) -> str | None:
+    """The id that the first of these arguments gives, as text; None counts as absent. KeyPartError for what is no id."""
+    for name in names:
+        value = arguments.get(name)
+        if value is not None:
+            try:
+                return id_text(value, what)
+            except TypeError as error:
+                raise KeyPartError(f"parameter {name!r}: {error}") from None
+    return None

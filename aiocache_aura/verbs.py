@@ -89,7 +89,20 @@ class KeyVerbs(ABC):
         self,
         cache_type: str,
         key: str,
-        loader: Callable[[], T] | T,
+        loader: Callable[[], T],
+        *,
+        tags: Iterable[str] = (),
+        as_type: type[T] | None = None,
+        tenant: Id | None = None,
+        user: Id | None = None,
+        **policy: Unpack[PolicyOverrides],
+    ) -> T: ...
+    @overload
+    async def get_or_load(
+        self,
+        cache_type: str,
+        key: str,
+        loader: T,
         *,
         tags: Iterable[str] = (),
         as_type: type[T] | None = None,

@@ -104,7 +104,7 @@ def shape_of(cls: type) -> Shape | None:
     if hasattr(cls, "__attrs_attrs__"):
         return _FieldShape(cls, (field.name for field in cls.__attrs_attrs__), _restorer(cls))
     if issubclass(cls, tuple) and hasattr(cls, "_fields"):
-        return _FieldShape(cls, cls._fields, lambda state: cls(**state))
+        return _FieldShape(cls, getattr(cls, "_fields"), lambda state: cls(**state))  # noqa: B009 - no checker knows it
     return None
 
 

@@ -82,9 +82,9 @@ class Writer:
     def zone(self, zone: dt.tzinfo | None, value: object) -> Any:
         if zone is None:
             return None
-        if zone.__class__ is ZoneInfo and zone.key:
+        if isinstance(zone, ZoneInfo) and zone.__class__ is ZoneInfo and zone.key:
             return zone.key
-        if zone.__class__ is dt.timezone:
+        if isinstance(zone, dt.timezone):  # a final class
             offset = zone.utcoffset(None)
             name = zone.tzname(None)
             given = name if dt.timezone(offset).tzname(None) != name else None

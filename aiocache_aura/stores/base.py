@@ -48,6 +48,7 @@ class Lane(Protocol):
         self, commands: Sequence[Command], *, timeout: float, repeatable: bool = False, patient: bool = False
     ) -> Awaitable[list[object]]:
         """`put` with a future: the replies, or BackendError."""
+        ...
 
 
 class Link(Protocol):
@@ -132,33 +133,41 @@ class Port(Protocol):
 
     def lookup(self, key: bytes, scopes: Scopes) -> Awaitable[tuple[bytes | None, Tokens]]:
         """The value of `key` and the tokens of `scopes`; lookups of one tick share a round trip (M1)."""
+        ...
 
     async def claim(self, keys: Sequence[tuple[bytes, Scopes]], *, life: float | None, timeout: float) -> list[Claim]:
         """A permit for each key and its generations, planted where missing, in one round trip (M6, M9)."""
+        ...
 
     async def fill(self, fills: Sequence[Fill], *, written: Callable[[], None], timeout: float) -> list[Verdict]:
         """Store each value whose permit is still there, then look at its generations again (M3, M9)."""
+        ...
 
     async def generations(self, scopes: Scopes, *, life: float | None, timeout: float) -> Tokens:
         """The tokens of `scopes`, planted where missing: what a `set` stores (M10)."""
+        ...
 
     async def store(self, items: Sequence[tuple[bytes, bytes, float | None]], *, timeout: float) -> None:
         """Remove the permits of these keys, then write (key, raw, life) over whatever is there (M10)."""
 
     async def store_if(self, key: bytes, raw: bytes, life: float | None, *, seen: bytes | None, timeout: float) -> bool:
         """`store` for one key, only if its slot still holds `seen` (None: is empty); whether it was written."""
+        ...
 
     async def delete(self, keys: Sequence[bytes], *, timeout: float) -> int:
         """Remove permits, then values; how many values were there (M9)."""
+        ...
 
     async def invalidate(self, scopes: Iterable[bytes], *, timeout: float) -> None:
         """Drop the tokens of these scopes: one command, whatever depends on them (M7)."""
 
     async def expire(self, key: bytes, raw: bytes, life: float | None, *, seen: bytes, timeout: float) -> bool:
         """Put `raw` in place of `seen` with a new life; False if something else is there now."""
+        ...
 
     async def purge(self, glob: bytes, matches: Callable[[bytes], bool], *, timeout: float) -> int:
         """Remove every permit, then every value, whose key matches; how many values (M11). In bounded batches."""
+        ...
 
     async def aclose(self) -> None:
         """Let go of connections; idempotent."""

@@ -115,7 +115,7 @@ class _Batch:
         self._tick.take()
 
     def deliver(self, replies: list[Any]) -> None:
-        found = replies[0] if len(replies) == 1 else None
+        found: Any = replies[0] if len(replies) == 1 else None
         if found.__class__ is not list or len(found) != len(self.values) + len(self.scopes):
             self.fail(refused(("MGET",), found))
             return
@@ -381,7 +381,8 @@ class RedisPort:
 
     async def _sweep(self, glob: bytes, is_meant: Callable[[bytes], bool], timeout: float) -> int:
         """Remove what a whole SCAN finds; how many. A cursor means nothing to another server, so nothing of it is sent again."""
-        removed, cursor = 0, b"0"
+        removed: int = 0
+        cursor = b"0"
         found: list[bytes] = []
         while True:
             commands: list[Command] = [*_unlink(found), ("SCAN", cursor, "MATCH", glob, "COUNT", SCAN_COUNT)]
@@ -391,8 +392,9 @@ class RedisPort:
             found = [name for name in names if is_meant(name)]
             if cursor == b"0":
                 break
-        last: list[int] = await self._writes.run(list(_unlink(found)), timeout=timeout, repeatable=True, patient=True) if found else []
-        return removed + sum(last)
+        if found:
+            removed += sum(await self._writes.run(list(_unlink(found)), timeout=timeout, repeatable=True, patient=True))
+        return removed
 
 
 def _plant(scopes: Sequence[bytes], life: float | None) -> Iterator[Command]:

@@ -14,7 +14,8 @@ PACKAGE = ROOT / "aiocache_aura"
 FLOORS = [
     {"aiocache_aura", "aiocache_aura.__main__", "aiocache_aura.demo", "aiocache_aura.testing", "aiocache_aura.testing.server",
      "aiocache_aura.integrations", "aiocache_aura.integrations.asgi"},
-    {"aiocache_aura.decorators", "aiocache_aura.cached_function", "aiocache_aura.cache_manager", "aiocache_aura.namespace",
+    {"aiocache_aura.decorators", "aiocache_aura.cached_function", "aiocache_aura.cached", "aiocache_aura.invalidating",
+     "aiocache_aura.cache_manager", "aiocache_aura.namespace",
      "aiocache_aura.verbs", "aiocache_aura.desk", "aiocache_aura.engines", "aiocache_aura.backend"},
     {"aiocache_aura.engine", "aiocache_aura.writes", "aiocache_aura.entries", "aiocache_aura.generations"},
     {"aiocache_aura.redis_client", "aiocache_aura.stores", "aiocache_aura.stores.base", "aiocache_aura.stores.connections",
@@ -23,7 +24,8 @@ FLOORS = [
     {"aiocache_aura.stores.sieve", "aiocache_aura.resilience", "aiocache_aura.resilience.single_flight",
      "aiocache_aura.resilience.fail_safe", "aiocache_aura.resilience.threads"},
     {"aiocache_aura.keys", "aiocache_aura.owner", "aiocache_aura.policy", "aiocache_aura.settings", "aiocache_aura.stats",
-     "aiocache_aura.signatures", "aiocache_aura.codecs", "aiocache_aura.codecs.envelope", "aiocache_aura.codecs.serializers",
+     "aiocache_aura.signatures", "aiocache_aura.templates",
+     "aiocache_aura.codecs", "aiocache_aura.codecs.envelope", "aiocache_aura.codecs.serializers",
      "aiocache_aura.codecs.tagged", "aiocache_aura.codecs.shapes", "aiocache_aura.codecs.compare", "aiocache_aura.codecs.annotations"},
     {"aiocache_aura.errors", "aiocache_aura.clock", "aiocache_aura.context", "aiocache_aura.types"},
 ]  # fmt: skip

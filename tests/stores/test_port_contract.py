@@ -1,23 +1,18 @@
 """One contract for every store: what `Port` promises, over memory, real servers and fakeredis.
 
-The races of docs/protocol.md are played here step by step at the store's level: a load is a claim and a fill, and what comes between voids it.
+The races of docs/protocol.md are played here step by step at the store's level: a load is a claim and a fill, and what comes between voids
+it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import shutil
-import socket
-import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 from fakeredis import FakeAsyncRedis
 
 from aiocache_aura.resilience.single_flight import Tick
@@ -27,28 +22,14 @@ from aiocache_aura.stores.lanes import LaneLink
 from aiocache_aura.stores.memory import MemoryStore
 from aiocache_aura.stores.pooled import PooledLink
 from aiocache_aura.stores.redis import RedisPort
-
-pytestmark = pytest.mark.asyncio
+from tests.clocks import ManualClock
+from tests.servers import ENGINES, Server
 
 SOON = 5.0
 RAW = b"AU\x01" + bytes(range(256)) + b"\r\n$-1\r\n\x00{}"
-STORES = ("memory", "valkey", "redis-server", "fakeredis")
 
 
 # The stores under test
-
-
-class TestClock:
-    __test__ = False
-
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
-
-    def time(self) -> float:
-        return self.now
-
-    def monotonic(self) -> float:
-        return self.now
 
 
 @dataclass
@@ -91,11 +72,11 @@ def _nothing() -> None:
 
 
 def _memory() -> Subject:
-    clock = TestClock()
+    clock = ManualClock()
     store = MemoryStore(clock, max_bytes=None, max_entries=None)
 
     async def passes(seconds: float) -> None:
-        clock.now += seconds
+        clock.advance(seconds)
 
     async def evict_scope(scope: bytes) -> None:
         store._tokens.pop(scope)
@@ -119,37 +100,17 @@ def over_link(link: Link) -> Subject:
     return Subject(port, prefix, passes, remove, lambda key: remove(f"{prefix}!p:{{".encode() + key + b"}"))
 
 
-@pytest.fixture(scope="session")
-def redis_server_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """A redis-server of our own, where one is installed."""
-    program = shutil.which("redis-server")
-    if program is None:
-        pytest.skip("redis-server is not installed")
-    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as free:
-        port = int(free.getsockname()[1])
-    where: Path = tmp_path_factory.mktemp("redis-server")
-    with subprocess.Popen([program, "--port", str(port), "--save", "", "--dir", str(where)], stdout=subprocess.DEVNULL) as server:
-        try:
-            yield port
-        finally:
-            server.terminate()
-
-
-def _link(url: str) -> Link:
-    return LaneLink(Endpoint.from_url(url), lanes=2)
-
-
-@pytest_asyncio.fixture(params=STORES)
+@pytest.fixture(params=["memory", "fakeredis", *ENGINES])
 async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
-    match request.param:
-        case "memory":
-            made = _memory()
-        case "fakeredis":
-            made = over_link(PooledLink(FakeAsyncRedis()))
-        case "valkey":
-            made = over_link(_link(request.getfixturevalue("valkey").url))
-        case _:
-            made = over_link(_link(f"redis://127.0.0.1:{request.getfixturevalue('redis_server_port')}/0"))
+    if request.param == "memory":
+        made = _memory()
+    elif request.param == "fakeredis":
+        made = over_link(PooledLink(FakeAsyncRedis()))
+    else:
+        servers: dict[str, Server] = request.getfixturevalue("_servers")
+        if request.param not in servers:
+            servers[request.param] = Server(request.param)
+        made = over_link(LaneLink(Endpoint.from_url(servers[request.param].url), lanes=2))
     yield made
     await made.port.aclose()
     await made.port.aclose()  # idempotent
@@ -329,7 +290,7 @@ async def _purge(subject: Subject) -> None:
 
 @pytest.mark.parametrize("voids", [_delete, _set, _set_if, _purge])
 async def test_what_voids_a_load(subject: Subject, voids: Callable[[Subject], Awaitable[None]]) -> None:
-    """delete, set and purge refuse a load that is under way on a cold key, and leave what they wrote (V3, V4, V5, V7). Later loads may fill."""
+    """delete, set and purge refuse a load under way on a cold key, and leave what they wrote (V3, V4, V5, V7). Later loads may fill."""
     permit, _ = await subject.claim()
     await voids(subject)
     left = await subject.get()

@@ -1,0 +1,251 @@
+"""The decorated function as its callers see it, and as type checkers do.
+
+Outside a class it is a real `async def` function that carries these verbs, since frameworks ask whether a route is one. In a class body it
+is a descriptor: through an instance it is bound, through the class its first argument is passed. The order of the overloads matters, and
+what dispatches them is the instance alone: mypy does not check an overload's `self` against a ParamSpec.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Coroutine
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
+
+from aiocache_aura.cached import Cached, CacheOptions, check_cacheable
+from aiocache_aura.types import CacheInfo, CacheParameters
+
+P = ParamSpec("P")
+P2 = ParamSpec("P2")
+R = TypeVar("R")
+S = TypeVar("S")
+B = TypeVar("B")
+
+
+class _Family:
+    """The ways in which one function can be called: each has its own parameters, all share its name."""
+
+    __slots__ = ("_dresses", "_options", "_ways", "first", "function")
+
+    def __init__(self, function: Callable[..., Any], options: CacheOptions, *, in_class: bool) -> None:
+        self.function, self._options = function, options
+        names = list(inspect.signature(function).parameters)
+        self.first = names[0] if in_class and names and names[0] in ("self", "cls") else None
+        self._ways: dict[str | None, Cached] = {}
+        self._dresses: dict[str | None, dict[str, Any]] = {}
+        self.way(self.first)
+
+    def way(self, owner: str | None) -> Cached:
+        """As a plain function (None), with an instance before the arguments ("self"), or a class ("cls")."""
+        if owner not in self._ways:
+            self._ways[owner] = Cached(self.function, self._options, owner=owner)
+        return self._ways[owner]
+
+    def bound(self, cls: type[B], owner: str, first: tuple[Any, ...]) -> B:
+        """What an attribute of an instance or class is: made at each access, so nothing is worked out here twice."""
+        if owner not in self._dresses:
+            self._dresses[owner] = _dress(self.way(owner))
+        bound = cls.__new__(cls)
+        vars(bound).update(self._dresses[owner], _first=first)
+        if first:
+            vars(bound)["__signature__"] = self.way(owner).signature.of_bound
+        return bound
+
+
+class _Plain(Generic[P, R]):
+    __wrapped__: Callable[..., Any]
+    __name__: str
+    __qualname__: str
+    _core: Cached
+
+    def cache_info(self) -> CacheInfo:
+        """Hits and misses of this function in this process."""
+        return self._core.cache_info()
+
+    async def cache_clear(self) -> bool:
+        """Invalidate every entry that this function made; whether it was delivered. To be awaited, unlike functools' own."""
+        return await self._core.cache_clear()
+
+    def cache_parameters(self) -> CacheParameters:
+        """How this function is cached."""
+        return self._core.cache_parameters()
+
+
+def _dress(core: Cached) -> dict[str, Any]:
+    """The attributes that a wrapper of this function has."""
+    function = core.function
+    named = {name: getattr(function, name) for name in functools.WRAPPER_ASSIGNMENTS if hasattr(function, name)}
+    return {**getattr(function, "__dict__", {}), **named, "__wrapped__": function, "_core": core, "_first": ()}
+
+
+class BoundCached(_Plain[P, R]):
+    """A cached function as a call site sees it: without self."""
+
+    _first: tuple[Any, ...]
+
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        return await self._core.call((*self._first, *args), kwargs)  # type: ignore[no-any-return]
+
+    async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> bool:
+        """Remove the entry of this call; whether it was delivered."""
+        return await self._core.invalidate((*self._first, *args), kwargs)
+
+    async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Load anew and store, whatever is stored now."""
+        return await self._core.refresh((*self._first, *args), kwargs)  # type: ignore[no-any-return]
+
+    async def peek(self, *args: P.args, **kwargs: P.kwargs) -> R | None:
+        """What is stored for this call, or None; never loads."""
+        return await self._core.peek((*self._first, *args), kwargs)  # type: ignore[no-any-return]
+
+    async def exists(self, *args: P.args, **kwargs: P.kwargs) -> bool:
+        """Whether this call would be a hit."""
+        return await self._core.exists((*self._first, *args), kwargs)
+
+    async def set_value(self, value: R, /, *args: P.args, **kwargs: P.kwargs) -> bool:
+        """Store a value for this call; whether it was written."""
+        return await self._core.set_value(value, (*self._first, *args), kwargs)
+
+    def cache_key(self, *args: P.args, **kwargs: P.kwargs) -> str:
+        """The key in the store of this call, for this task's tenant and user."""
+        return self._core.cache_key((*self._first, *args), kwargs)
+
+
+class ClassAccess(_Plain[P, R]):
+    """`Class.f`: of a method (self is passed), a class method (cls is not) or a static method; mypy cannot tell which, so either passes."""
+
+    _first: tuple[Any, ...]
+
+    @overload
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    @overload
+    async def __call__(self: ClassAccess[Concatenate[Any, P2], R], *args: P2.args, **kwargs: P2.kwargs) -> R: ...
+    async def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return await self._core.call((*self._first, *args), kwargs)
+
+    @overload
+    async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> bool: ...
+    @overload
+    async def invalidate(self: ClassAccess[Concatenate[Any, P2], R], *args: P2.args, **kwargs: P2.kwargs) -> bool: ...
+    async def invalidate(self, *args: Any, **kwargs: Any) -> Any:
+        return await self._core.invalidate((*self._first, *args), kwargs)
+
+    @overload
+    async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    @overload
+    async def refresh(self: ClassAccess[Concatenate[Any, P2], R], *args: P2.args, **kwargs: P2.kwargs) -> R: ...
+    async def refresh(self, *args: Any, **kwargs: Any) -> Any:
+        return await self._core.refresh((*self._first, *args), kwargs)
+
+    @overload
+    async def peek(self, *args: P.args, **kwargs: P.kwargs) -> R | None: ...
+    @overload
+    async def peek(self: ClassAccess[Concatenate[Any, P2], R], *args: P2.args, **kwargs: P2.kwargs) -> R | None: ...
+    async def peek(self, *args: Any, **kwargs: Any) -> Any:
+        return await self._core.peek((*self._first, *args), kwargs)
+
+    @overload
+    async def exists(self, *args: P.args, **kwargs: P.kwargs) -> bool: ...
+    @overload
+    async def exists(self: ClassAccess[Concatenate[Any, P2], R], *args: P2.args, **kwargs: P2.kwargs) -> bool: ...
+    async def exists(self, *args: Any, **kwargs: Any) -> Any:
+        return await self._core.exists((*self._first, *args), kwargs)
+
+    @overload
+    async def set_value(self, value: R, /, *args: P.args, **kwargs: P.kwargs) -> bool: ...
+    @overload
+    async def set_value(self: ClassAccess[Concatenate[Any, P2], R], value: R, /, *args: P2.args, **kwargs: P2.kwargs) -> bool: ...
+    async def set_value(self, value: R, /, *args: Any, **kwargs: Any) -> Any:
+        return await self._core.set_value(value, (*self._first, *args), kwargs)
+
+    @overload
+    def cache_key(self, *args: P.args, **kwargs: P.kwargs) -> str: ...
+    @overload
+    def cache_key(self: ClassAccess[Concatenate[Any, P2], R], *args: P2.args, **kwargs: P2.kwargs) -> str: ...
+    def cache_key(self, *args: Any, **kwargs: Any) -> Any:
+        return self._core.cache_key((*self._first, *args), kwargs)
+
+
+class CachedFunction(BoundCached[P, R]):
+    """The decorated function; in a class body a descriptor."""
+
+    def __init__(self, family: _Family, kind: str | None) -> None:
+        """`kind` is "cls" or "static" where the decorator stands over @classmethod or @staticmethod."""
+        self._family, self._kind = family, kind
+        vars(self).update(_dress(family.way("cls" if kind == "cls" else None if kind == "static" else family.first)))
+
+    def __repr__(self) -> str:
+        return f"<cached {self.__qualname__}>"
+
+    @overload
+    def __get__(self, instance: None, owner: type[Any], /) -> ClassAccess[P, R]: ...
+    @overload
+    def __get__(self: CachedFunction[Concatenate[S, P2], R], instance: S, owner: type[Any] | None = None, /) -> BoundCached[P2, R]: ...
+    @overload
+    def __get__(
+        self: CachedFunction[Concatenate[type[S], P2], R], instance: S, owner: type[Any] | None = None, /
+    ) -> BoundCached[P2, R]: ...
+    @overload
+    def __get__(self, instance: object, owner: type[Any] | None = None, /) -> Self: ...
+    def __get__(self, instance: Any, owner: type[Any] | None = None, /) -> Any:
+        if self._kind == "static":
+            return self
+        if self._kind == "cls":
+            return self._family.bound(BoundCached, "cls", (owner if owner is not None else type(instance),))
+        if instance is None:
+            return self._family.bound(ClassAccess, "self", ())
+        if isinstance(instance, type) and self._family.first == "cls":  # @classmethod stands over the decorator and binds the class
+            return self._family.bound(BoundCached, "cls", (instance,))
+        return self._family.bound(BoundCached, "self", (instance,))
+
+
+def make_cached(function: Any, options: CacheOptions) -> Any:
+    """The decorated form of a function, method, class method or static method."""
+    kind = "cls" if isinstance(function, classmethod) else "static" if isinstance(function, staticmethod) else None
+    inner: Any = function.__func__ if isinstance(function, classmethod | staticmethod) else function
+    check_cacheable(inner)
+    if kind or is_in_class_body(inner):
+        return CachedFunction(_Family(inner, options, in_class=True), kind)
+    return _as_function(Cached(inner, options, owner=None))
+
+
+_VERBS = ("invalidate", "refresh", "peek", "exists", "set_value", "cache_key", "cache_info", "cache_clear", "cache_parameters")
+
+
+def is_in_class_body(function: object) -> bool:
+    parent = getattr(function, "__qualname__", "").rpartition(".")[0]
+    return bool(parent) and not parent.endswith("<locals>")
+
+
+def _as_function(core: Cached) -> Any:
+    call = core.call
+
+    @functools.wraps(core.function)
+    async def cached(*args: Any, **kwargs: Any) -> Any:
+        return await call(args, kwargs)
+
+    verbs: BoundCached[Any, Any] = BoundCached.__new__(BoundCached)
+    vars(verbs).update(_dress(core))
+    for name in _VERBS:
+        setattr(cached, name, getattr(verbs, name))
+    return cached
+
+
+class AsyncWrapped(Generic[P, R]):
+    """A function that invalidates, as type checkers see it: awaited, and bound like a method. At run time it is an async function."""
+
+    __wrapped__: Callable[..., Any]
+    __name__: str
+    __qualname__: str
+
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        raise TypeError("only type checkers see this class")
+
+    @overload
+    def __get__(self, instance: None, owner: type[Any], /) -> Self: ...
+    @overload
+    def __get__(
+        self: AsyncWrapped[Concatenate[S, P2], R], instance: S, owner: type[Any] | None = None, /
+    ) -> Callable[P2, Coroutine[Any, Any, R]]: ...
+    def __get__(self, instance: Any, owner: type[Any] | None = None, /) -> Any:
+        raise TypeError("only type checkers see this class")

@@ -1,0 +1,255 @@
+"""Functions that invalidate: what `@invalidate_cache` makes of one.
+
+    resolve types and owner -> run the function -> returned: invalidate, shielded from cancellation
+                                                 -> cancelled: invalidate too, its outcome is unknown
+                                                 -> raised: nothing, unless `on_error`
+
+What can be wrong in a call (an unknown type, an id that is none) is said before the function runs. What can only be known afterwards, such
+as `{result.category}` of a result that is None, widens the invalidation instead of losing it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import anyio
+
+from aiocache_aura import cache_manager as desk
+from aiocache_aura import keys
+from aiocache_aura.cache_manager import CacheManager
+from aiocache_aura.context import Id, Identity, id_text, identity
+from aiocache_aura.errors import BackendError, ConfigurationError
+from aiocache_aura.owner import distinct, id_among, owner_of
+from aiocache_aura.resilience.threads import call_plain, is_async
+from aiocache_aura.signatures import CallSignature
+from aiocache_aura.templates import RESULT, Template
+from aiocache_aura.types import ALL, MISSING, Call, Everyone
+
+log = logging.getLogger("aiocache_aura.decorators")
+
+Texts = Iterable[str] | Callable[[Call], Iterable[str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InvalidateOptions:
+    """What the decorator was given."""
+
+    cache_types: tuple[str, ...]
+    tags: Texts = ()
+    keys: Texts = ()
+    tenant: Id | Everyone | None = None
+    user: Id | Everyone | None = None
+    on_error: bool = False
+    manager: Any = None
+
+
+class _Owner(NamedTuple):
+    """Whose entries to clear: an id that was told (ALL: everybody's), and whether the scope counts beside it."""
+
+    told: str | Everyone | None
+    scope_counts: bool
+
+    def ids(self, in_scope: str | None) -> tuple[str, ...]:
+        if isinstance(self.told, Everyone):
+            return ()
+        return distinct(self.told, in_scope if self.scope_counts else None)
+
+
+class Invalidating:
+    """One function after which entries are invalidated."""
+
+    def __init__(self, function: Callable[..., Any], options: InvalidateOptions) -> None:
+        self.function, self.options = function, options
+        self._is_async = is_async(function)
+        self.signature = CallSignature(function, owner=None, exclude=inspect.signature(function).parameters)  # nothing is in a key
+        self._tags, self._keys = self._texts("tags", options.tags), self._texts("keys", options.keys)
+        self._tenant, self._user = self._id("tenant", options.tenant), self._id("user", options.user)
+        self._check()
+
+    def __repr__(self) -> str:
+        return f"<Invalidating {self.signature.name}: {', '.join(self.options.cache_types) or 'any type'}>"
+
+    # Decoration
+
+    def _texts(self, what: str, given: Texts) -> list[Template] | Callable[[Call], Iterable[str]]:
+        if callable(given):
+            return given
+        if isinstance(given, str):
+            raise ConfigurationError(f"{what}={given!r}: they are a list, such as {what}=[{given!r}]")
+        return [Template(text, (*self.signature.names, RESULT), what=what) for text in given]
+
+    def _id(self, what: str, given: Id | Everyone | None) -> Template | str | Everyone | None:
+        if given is None or isinstance(given, Everyone):
+            return given
+        if isinstance(given, str) and "{" in given:
+            return Template(given, (*self.signature.names, RESULT), what=what)
+        return id_text(given, what)
+
+    def _check(self) -> None:
+        options = self.options
+        for name in options.cache_types:
+            if not isinstance(name, str):
+                raise ConfigurationError(f"invalidate_cache({name!r:.60}): name the cache types, such as @invalidate_cache('menu')")
+        if self._keys and not options.cache_types:
+            raise ConfigurationError("invalidate_cache(keys=...): a key belongs to a cache type; name it first")
+        if self._keys and ALL in (options.tenant, options.user):
+            raise ConfigurationError("invalidate_cache(keys=..., tenant=ALL): a key is one tenant's; use tags= for everybody's")
+        if self._tags and options.user is not None and options.user is not ALL:
+            raise TypeError("invalidate_cache takes user= or tags=, not both: tags belong to a type and its tenants")
+        if not (options.cache_types or self._tags or options.tenant is not None or options.user is not None):
+            raise ConfigurationError("invalidate_cache() says nothing to invalidate: name cache types, tags=, tenant= or user=")
+
+    # A call
+
+    async def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        manager = desk.cache_manager if self.options.manager is None else self.options.manager
+        if isinstance(manager, CacheManager):
+            for name in self.options.cache_types:
+                manager.policy(name)
+        arguments = self.signature.arguments(self.signature.bind(*args, **kwargs))
+        known, after = identity.get(), self._after(manager, arguments)
+        try:
+            result = await (self.function(*args, **kwargs) if self._is_async else call_plain(self.function, *args, **kwargs))
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) or self.options.on_error:
+                await _to_the_end(after(known, MISSING))
+            raise
+        await _to_the_end(after(known, result))
+        return result
+
+    def _after(self, manager: Any, arguments: Mapping[str, Any]) -> Callable[[Identity, Any], Any]:
+        """What will be done, with all that can be known before the function runs already worked out."""
+        tenant = user = None
+        if not _asks_result(self._tenant) and not _asks_result(self._user):
+            tenant, user = self._owners(manager, arguments)
+
+        async def invalidate(known: Identity, result: Any) -> None:
+            told = {**arguments, RESULT: result}
+            try:
+                of_tenant, of_user = (tenant, user) if tenant and user else self._owners(manager, told)
+                tags, wanted = self._filled(self._tags, told), self._filled(self._keys, told)
+            except Exception as error:
+                log.warning("%s: cannot tell what to invalidate (%s): everything of the types is", self.signature.name, error)
+                of_tenant, of_user = tenant or _Owner(ALL, scope_counts=False), _Owner(ALL, scope_counts=False)
+                tags, wanted = None, None
+            if isinstance(manager, CacheManager):
+                await self._through_manager(manager, of_tenant, of_user, known, tags, wanted)
+            else:
+                await self._through_stranger(manager, of_tenant, known, tags, wanted)
+
+        return invalidate
+
+    def _owners(self, manager: Any, told: Mapping[str, Any]) -> tuple[_Owner, _Owner]:
+        names = manager.settings.tenant_args if isinstance(manager, CacheManager) else ("tenant_id", "restaurant_id")
+        tenant = _filled_id(self._tenant, told, "tenant")
+        if self._tenant is None:
+            tenant = id_among(told, names, "tenant")
+        return _Owner(tenant, self._tenant is None), _Owner(_filled_id(self._user, told, "user"), scope_counts=False)
+
+    def _filled(self, texts: list[Template] | Callable[[Call], Iterable[str]], told: Mapping[str, Any]) -> list[str] | None:
+        """The texts of this call; None where none were asked for."""
+        if callable(texts):
+            return list(texts(Call(told, told[RESULT])))
+        return [text.fill(told) for text in texts] if texts else None
+
+    async def _through_manager(
+        self, manager: CacheManager, tenant: _Owner, user: _Owner, known: Identity, tags: list[str] | None, wanted: list[str] | None
+    ) -> None:
+        tenants, users = tenant.ids(known.tenant), user.ids(known.user)
+        scopes: list[bytes] = []
+        for name in self._types(manager, tags):
+            if wanted is not None:
+                await self._delete(manager, name, tenant, user, known, wanted)
+            if wanted is None or tags is not None:
+                scopes += manager.addresses.to_invalidate(name, tenants, users if tags is None else (), tags or ())
+                if name is not None:
+                    manager.counts(name).invalidations += 1
+        if scopes and tags != []:
+            await manager.drop(tuple(dict.fromkeys(scopes)), f"what {self.signature.name} invalidates")
+
+    def _types(self, manager: CacheManager, tags: list[str] | None) -> Iterable[str | None]:
+        if self.options.cache_types:
+            return self.options.cache_types
+        return list(manager.caches) if tags is None and self._tags else [None]  # tags that cannot be filled: those of any type
+
+    async def _delete(
+        self, manager: CacheManager, name: str | None, tenant: _Owner, user: _Owner, known: Identity, wanted: Iterable[str]
+    ) -> None:
+        assert name is not None  # keys come with types
+        policy = manager.policy(name)
+        seen = Identity(known.tenant if tenant.scope_counts else None, known.user if user.told is None else None)
+        owner = owner_of(_text(tenant), _text(user), seen, policy.tenant_aware, policy.user_aware, self.signature.name)
+        addresses = [manager.addresses.address(name, owner, keys.user_tail(key)) for key in wanted]
+        try:
+            await manager.caches[name].delete_at(addresses)
+        except BackendError as error:
+            log.error("what %s deletes was not delivered: %s", self.signature.name, error)
+
+    async def _through_stranger(
+        self, manager: Any, tenant: _Owner, known: Identity, tags: list[str] | None, wanted: list[str] | None
+    ) -> None:
+        """A stand-in for the manager: told as a manager would be; whatever it raises, the function's result stands."""
+        tenants = tenant.ids(known.tenant)
+        try:
+            for name in self.options.cache_types:
+                if wanted:
+                    await _settled(manager.delete(name, *wanted))
+                else:
+                    await _settled(manager.invalidate(name, tenant=tenants[0] if tenants else None, tags=tags or ()))
+        except Exception as error:
+            log.warning("%s went on without the cache: the manager raised %r", self.signature.name, error)
+
+
+async def _to_the_end(work: Any) -> None:
+    """Wait for it whatever happens to the caller, who is cancelled afterwards; the budget of the store bounds it."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    with anyio.CancelScope(shield=True):
+        while not task.done():
+            try:
+                await asyncio.wait({task})
+            except asyncio.CancelledError as error:
+                cancelled = error
+    task.result()
+    if cancelled is not None:
+        raise cancelled
+
+
+async def _settled(answer: Any) -> Any:
+    return await answer if inspect.isawaitable(answer) else answer
+
+
+def _asks_result(told: object) -> bool:
+    return isinstance(told, Template) and RESULT in told.fields
+
+
+def _filled_id(told: Template | str | Everyone | None, arguments: Mapping[str, Any], what: str) -> str | Everyone | None:
+    if not isinstance(told, Template):
+        return told
+    value = told.value(arguments)
+    return None if value is None else id_text(value, what)
+
+
+def _text(owner: _Owner) -> str | None:
+    return None if isinstance(owner.told, Everyone) else owner.told
+
+
+def make_invalidating(function: Any, options: InvalidateOptions) -> Any:
+    """The function, async whatever it was; in a class body it binds as any function does, under or over classmethod and staticmethod."""
+    if isinstance(function, classmethod | staticmethod):
+        return type(function)(make_invalidating(function.__func__, options))
+    if not callable(function):
+        raise TypeError(f"invalidate_cache takes a function, not {type(function).__name__}; write @invalidate_cache('menu')")
+    call = Invalidating(function, options).call
+
+    @functools.wraps(function)
+    async def invalidating(*args: Any, **kwargs: Any) -> Any:
+        return await call(args, kwargs)
+
+    return invalidating
