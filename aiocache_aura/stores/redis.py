@@ -18,6 +18,15 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, TypeAlias, TypeVar
 
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+)
+
 from aiocache_aura.codecs.envelope import FRONT
 from aiocache_aura.errors import BackendError
 from aiocache_aura.resilience.single_flight import Tick
@@ -51,9 +60,20 @@ _ADVICE: Final = {
 _SHOWN: Final = 200
 
 
+# The classes for which redis-py takes the code out of the text; before version 7 it keeps it nowhere else.
+_CODES: Final[dict[type, str]] = {
+    AuthenticationError: "NOAUTH",
+    BusyLoadingError: "LOADING",
+    NoPermissionError: "NOPERM",
+    NoScriptError: "NOSCRIPT",
+    OutOfMemoryError: "OOM",
+    ReadOnlyError: "READONLY",
+}
+
+
 def code_of(error: Exception) -> str:
-    """The word that an error reply begins with; redis-py takes it out of the text and keeps it beside."""
-    return str(getattr(error, "status_code", None) or str(error).partition(" ")[0])
+    """The word that an error reply begins with."""
+    return str(getattr(error, "status_code", None) or _CODES.get(type(error)) or str(error).partition(" ")[0])
 
 
 def refused(command: Command, reply: object) -> BackendError:
