@@ -25,8 +25,8 @@ from aiocache_aura.context import Identity, bypassing, identity
 from aiocache_aura.engine import Engine, Terms
 from aiocache_aura.errors import BackendError, ConfigurationError
 from aiocache_aura.generations import Address, function_extra, tag_extra
-from aiocache_aura.owner import Owner, id_among, owner_of
-from aiocache_aura.policy import PRESETS, CachePolicy
+from aiocache_aura.owner import Owner, ids_among, owner_of
+from aiocache_aura.policy import PRESETS, Aware, CachePolicy
 from aiocache_aura.resilience.threads import call_plain, is_async
 from aiocache_aura.signatures import CallSignature
 from aiocache_aura.stats import Counts
@@ -58,13 +58,14 @@ class CacheOptions:
 class _State:
     """What a function is under one manager, while its type's policy stays what it is."""
 
-    __slots__ = ("manager", "memo", "policy", "source", "terms", "user_args", "tenant_args", "ignored")  # noqa: RUF023 - as they are used
+    __slots__ = ("manager", "memo", "policy", "source", "terms", "user_args", "tenant_args", "ignored", "lookup")  # noqa: RUF023 - as used
 
     def __init__(self, manager: CacheManager, source: CachePolicy, policy: CachePolicy, terms: Terms) -> None:
         self.manager, self.source, self.policy, self.terms = manager, source, policy, terms
         self.memo: dict[Any, Address] = {}
         self.tenant_args, self.user_args = manager.settings.tenant_args, manager.settings.user_args
         self.ignored = manager.settings.exclude_types
+        self.lookup: Callable[..., tuple[Any, ...]] | None = None
 
 
 class Cached:
@@ -75,6 +76,7 @@ class Cached:
         self._is_async = is_async(function)
         self.signature = CallSignature(function, owner=owner, exclude=options.exclude, secret=options.secret, self_key=options.self_key)
         self.name = keys.function_name(options.name or _full_name(function), options.version)
+        self._outside = set(self.signature.names) - set(self.signature.included)
         self._key = self._key_template()
         self._tags = self._tag_templates()
         self._lookup = None if self._depends_on_more() else self.signature.lookup
@@ -95,16 +97,19 @@ class Cached:
             return key
         template = Template(key, self.signature.names, what="key")
         settings = getattr(self.options.manager or desk.cache_manager, "settings", None)
-        exempt = set(getattr(settings, "user_args", ("user_id",)))
-        if self.options.policy.get("tenant_aware") is not False:
-            exempt |= set(getattr(settings, "tenant_args", ("tenant_id", "restaurant_id")))
+        tenants = getattr(settings, "tenant_args", ("tenant_id", "restaurant_id"))
+        self._check_places(template, tenants, getattr(settings, "user_args", ("user_id",)), self.options.policy.get("tenant_aware"))
+        return template
+
+    def _check_places(self, template: Template, tenant_args: Iterable[str], user_args: Iterable[str], tenant_aware: Aware | None) -> None:
+        """Asked again with what the manager and the type's policy say: a tenant that is left out must be in the key, too."""
+        exempt = {*user_args, *(tenant_args if tenant_aware is not False else ())}
         unplaced = [name for name in self.signature.included if name not in template.fields | exempt]
         if unplaced:
             raise ConfigurationError(
-                f"key={key!r} of {self.signature.name}: calls that differ in {unplaced[0]!r} would share an entry; "
+                f"key={template.text!r} of {self.signature.name}: calls that differ in {unplaced[0]!r} would share an entry; "
                 f"put {{{unplaced[0]}}} into the key, or name it in exclude=[{unplaced[0]!r}]"
             )
-        return template
 
     def _tag_templates(self) -> list[Template] | Callable[[Call], Iterable[str]]:
         tags = self.options.tags
@@ -119,8 +124,7 @@ class Cached:
         if callable(self._tags) or (self._key is not None and not isinstance(self._key, Template)):
             return True
         templates = [*self._tags, *([self._key] if self._key is not None else [])]
-        outside = set(self.signature.names) - set(self.signature.included)
-        return any(template.fields & outside for template in templates)
+        return any(template.fields & self._outside for template in templates)
 
     def _warn_of_a_namesake(self) -> None:
         manager = self.options.manager
@@ -164,7 +168,7 @@ class Cached:
             return None
 
     def _address(self, state: _State, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Address:
-        known, lookup = identity.get(), self._lookup
+        known, lookup = identity.get(), state.lookup
         if lookup is None:
             return self._new_address(state, self.signature.bind(*args, **kwargs), known)
         try:
@@ -191,8 +195,8 @@ class Cached:
     def _owner(
         self, arguments: Mapping[str, Any], known: Identity, policy: CachePolicy, tenant_args: Iterable[str], user_args: Iterable[str]
     ) -> Owner:
-        tenant, user = id_among(arguments, tenant_args, "tenant"), id_among(arguments, user_args, "user")
-        return owner_of(tenant, user, known, policy.tenant_aware, policy.user_aware, self.signature.name)
+        tenants, users = ids_among(arguments, tenant_args, "tenant"), ids_among(arguments, user_args, "user")
+        return owner_of(tenants, users, known, policy.tenant_aware, policy.user_aware, self.signature.name)
 
     def _tail(self, arguments: Mapping[str, Any], values: tuple[Any, ...], ignored: tuple[type, ...] = ()) -> str:
         key = self._key
@@ -222,7 +226,12 @@ class Cached:
             convert=self.options.returns is not MISSING,
             personal=self.signature.is_personal or bool(manager.settings.exclude_types),
         )
-        state = self._state = _State(manager, source, policy, terms)
+        state = _State(manager, source, policy, terms)
+        if isinstance(self._key, Template):
+            self._check_places(self._key, state.tenant_args, state.user_args, policy.tenant_aware)
+        if not self._outside & {*state.tenant_args, *state.user_args}:
+            state.lookup = self._lookup
+        self._state = state
         return state
 
     def _its_serializer(self) -> Serializer:

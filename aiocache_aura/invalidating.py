@@ -25,7 +25,7 @@ from aiocache_aura import keys
 from aiocache_aura.cache_manager import CacheManager
 from aiocache_aura.context import Id, Identity, id_text, identity
 from aiocache_aura.errors import BackendError, ConfigurationError
-from aiocache_aura.owner import distinct, id_among, owner_of
+from aiocache_aura.owner import distinct, ids_among, owner_of
 from aiocache_aura.resilience.threads import call_plain, is_async
 from aiocache_aura.signatures import CallSignature
 from aiocache_aura.templates import RESULT, Template
@@ -50,9 +50,9 @@ class InvalidateOptions:
 
 
 class _Owner(NamedTuple):
-    """Whose entries to clear: an id that was told (ALL: everybody's), and whether the scope counts beside it."""
+    """Whose entries to clear: ids that were told (ALL: everybody's), and whether the scope counts beside them."""
 
-    told: str | Everyone | None
+    told: tuple[str, ...] | Everyone
     scope_counts: bool
 
     def ids(self, in_scope: str | None) -> tuple[str, ...]:
@@ -149,7 +149,7 @@ class Invalidating:
         names = manager.settings.tenant_args if isinstance(manager, CacheManager) else ("tenant_id", "restaurant_id")
         tenant = _filled_id(self._tenant, told, "tenant")
         if self._tenant is None:
-            tenant = id_among(told, names, "tenant")
+            tenant = ids_among(told, names, "tenant")
         return _Owner(tenant, self._tenant is None), _Owner(_filled_id(self._user, told, "user"), scope_counts=False)
 
     def _filled(self, texts: list[Template] | Callable[[Call], Iterable[str]], told: Mapping[str, Any]) -> list[str] | None:
@@ -183,8 +183,8 @@ class Invalidating:
     ) -> None:
         assert name is not None  # keys come with types
         policy = manager.policy(name)
-        seen = Identity(known.tenant if tenant.scope_counts else None, known.user if user.told is None else None)
-        owner = owner_of(_text(tenant), _text(user), seen, policy.tenant_aware, policy.user_aware, self.signature.name)
+        seen = Identity(known.tenant if tenant.scope_counts else None, None if user.told else known.user)
+        owner = owner_of(_texts(tenant), _texts(user), seen, policy.tenant_aware, policy.user_aware, self.signature.name)
         addresses = [manager.addresses.address(name, owner, keys.user_tail(key)) for key in wanted]
         try:
             await manager.caches[name].delete_at(addresses)
@@ -229,15 +229,15 @@ def _asks_result(told: object) -> bool:
     return isinstance(told, Template) and RESULT in told.fields
 
 
-def _filled_id(told: Template | str | Everyone | None, arguments: Mapping[str, Any], what: str) -> str | Everyone | None:
-    if not isinstance(told, Template):
+def _filled_id(told: Template | str | Everyone | None, arguments: Mapping[str, Any], what: str) -> tuple[str, ...] | Everyone:
+    if isinstance(told, Everyone):
         return told
-    value = told.value(arguments)
-    return None if value is None else id_text(value, what)
+    value = told.value(arguments) if isinstance(told, Template) else told
+    return () if value is None else (id_text(value, what),)
 
 
-def _text(owner: _Owner) -> str | None:
-    return None if isinstance(owner.told, Everyone) else owner.told
+def _texts(owner: _Owner) -> tuple[str, ...]:
+    return () if isinstance(owner.told, Everyone) else owner.told
 
 
 def make_invalidating(function: Any, options: InvalidateOptions) -> Any:

@@ -428,8 +428,8 @@ class Cache:
         if tenant is not None or user is not None:
             known = Identity(known.tenant if tenant is None else None, known.user if user is None else None)
         owner = owner_of(
-            None if tenant is None else id_text(tenant, "tenant"),
-            None if user is None else id_text(user, "user"),
+            () if tenant is None else (id_text(tenant, "tenant"),),
+            () if user is None else (id_text(user, "user"),),
             known,
             plan.policy.tenant_aware,
             plan.policy.user_aware,

@@ -8,7 +8,7 @@ The rules, for tenants (for users with `user_aware`):
 | True           | the same                                                | MissingTenantError   |
 | False          | left out: the one way to share an entry                 | left out             |
 
-Known is what an argument says and what the scope says; if they differ, the entry belongs to both. An argument that names a user always
+Known is what arguments say and what the scope says; if they differ, the entry belongs to each. An argument that names a user always
 counts, `user_aware=False` leaves out the scope's only.
 """
 
@@ -34,10 +34,12 @@ class Owner(NamedTuple):
     flags: int
 
 
-def owner_of(tenant: str | None, user: str | None, known: Identity, tenant_aware: Aware, user_aware: Aware, what: str) -> Owner:
-    """Whose an entry is, from an argument's tenant and user (as text) and the scopes'; `what` is named in errors."""
-    tenants = distinct(tenant, known.tenant) if tenant_aware is not False else ()
-    users = distinct(user, known.user if user_aware is not False else None)
+def owner_of(
+    of_tenants: Iterable[str], of_users: Iterable[str], known: Identity, tenant_aware: Aware, user_aware: Aware, what: str
+) -> Owner:
+    """Whose an entry is, from the arguments' tenants and users (as text) and the scopes'; `what` is named in errors."""
+    tenants = distinct(of_tenants, known.tenant) if tenant_aware is not False else ()
+    users = distinct(of_users, known.user if user_aware is not False else None)
     if tenant_aware is True and not tenants:
         raise MissingTenantError(
             f"{what} is tenant_aware and no tenant is known: pass tenant_id (restaurant_id), enter tenant_scope(...), "
@@ -49,20 +51,19 @@ def owner_of(tenant: str | None, user: str | None, known: Identity, tenant_aware
     return Owner(tenants, users, flags)
 
 
-def distinct(argument: str | None, scope: str | None) -> tuple[str, ...]:
+def distinct(given: Iterable[str], scope: str | None) -> tuple[str, ...]:
     """Whoever is known, each once."""
-    if argument is None:
-        return () if scope is None else (scope,)
-    return (argument,) if scope is None or scope == argument else (argument, scope)
+    return tuple(dict.fromkeys(given if scope is None else (*given, scope)))
 
 
-def id_among(arguments: Mapping[str, object], names: Iterable[str], what: str) -> str | None:
-    """The id that the first of these arguments gives, as text; None counts as absent. KeyPartError for what is no id."""
+def ids_among(arguments: Mapping[str, object], names: Iterable[str], what: str) -> tuple[str, ...]:
+    """The ids that these arguments give, as text; None counts as absent. KeyPartError for what is no id."""
+    found = []
     for name in names:
         value = arguments.get(name)
         if value is not None:
             try:
-                return id_text(value, what)
+                found.append(id_text(value, what))
             except TypeError as error:
                 raise KeyPartError(f"parameter {name!r}: {error}") from None
-    return None
+    return tuple(found)
