@@ -6,11 +6,10 @@ Tenant and user are one context variable, so that the way of a read asks once. T
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from contextvars import ContextVar, Token
-from typing import Generic, NamedTuple, TypeAlias, TypeVar
+from contextvars import ContextVar
+from typing import NamedTuple, TypeAlias
 from uuid import UUID
 
-T = TypeVar("T")
 Id: TypeAlias = int | str | UUID
 
 
@@ -37,41 +36,40 @@ def id_text(value: object, what: str) -> str:
     raise TypeError(f"a {what} id is an int, a UUID or text that is not empty, not {type(value).__name__} {value!r:.40}")
 
 
-class _Setting(AbstractContextManager[None], Generic[T]):
-    """Sets a context variable for a while. Leaving never raises, not even in another task, where there is nothing to put back."""
-
-    __slots__ = ("_tokens", "_value", "_variable")
-
-    def __init__(self, variable: ContextVar[T], value: T) -> None:
-        self._variable, self._value = variable, value
-        self._tokens: list[Token[T]] = []
-
-    def __enter__(self) -> None:
-        self._tokens.append(self._variable.set(self._value))
-
-    def __exit__(self, *exc: object) -> None:
-        try:
-            self._variable.reset(self._tokens.pop())
-        except ValueError:
-            return None  # entered in another context, which ended or goes on without us
-
-
 class _Scope(AbstractContextManager[None]):
-    """Changes one half of the identity, as the other half stands on entering."""
+    """Changes what its arguments name, for as long as it is open in this context; the innermost counts.
 
-    __slots__ = ("_change", "_settings")
+    Which scopes are open is known to the context and not to the scope: many tasks may use the same one, close in any order, and leaving
+    never raises, not even in another task, where there is nothing to leave.
+    """
 
-    def __init__(self, **change: str) -> None:
-        self._change = change
-        self._settings: list[_Setting[Identity]] = []
+    __slots__ = ("bypass", "change")
+
+    def __init__(self, *, bypass: bool = False, **change: str) -> None:
+        self.bypass, self.change = bypass, change
 
     def __enter__(self) -> None:
-        setting = _Setting(identity, identity.get()._replace(**self._change))
-        setting.__enter__()
-        self._settings.append(setting)
+        self._open((*_scopes.get(), self))
 
     def __exit__(self, *exc: object) -> None:
-        self._settings.pop().__exit__(*exc)
+        scopes = list(_scopes.get())
+        for n in reversed(range(len(scopes))):
+            if scopes[n] is self:
+                del scopes[n]
+                self._open(tuple(scopes))
+                return
+
+    @staticmethod
+    def _open(scopes: tuple[_Scope, ...]) -> None:
+        _scopes.set(scopes)
+        known = NOBODY
+        for scope in scopes:
+            known = known._replace(**scope.change)
+        identity.set(known)
+        bypassing.set(any(scope.bypass for scope in scopes))
+
+
+_scopes: ContextVar[tuple[_Scope, ...]] = ContextVar("aiocache_aura_scopes", default=())
 
 
 def tenant_scope(tenant: Id) -> AbstractContextManager[None]:
@@ -99,4 +97,4 @@ def current_user() -> str | None:
 
 def bypass_scope() -> AbstractContextManager[None]:
     """This task, and those that it starts meanwhile, read past the cache."""
-    return _Setting(bypassing, True)
+    return _Scope(bypass=True)
