@@ -95,7 +95,7 @@ class Cached:
         key = self.options.key
         if not isinstance(key, str):
             return key
-        template = Template(key, self.signature.names, what="key")
+        template = Template(key, self.signature.names, what="key", secret=self.signature.secret)
         settings = getattr(self.options.manager or desk.cache_manager, "settings", None)
         tenants = getattr(settings, "tenant_args", ("tenant_id", "restaurant_id"))
         self._check_places(template, tenants, getattr(settings, "user_args", ("user_id",)), self.options.policy.get("tenant_aware"))
@@ -117,7 +117,7 @@ class Cached:
             return tags
         if isinstance(tags, str):
             raise ConfigurationError(f"tags={tags!r}: they are a list, such as tags=[{tags!r}]")
-        return [Template(tag, self.signature.names, what="tags") for tag in tags]
+        return [Template(tag, self.signature.names, what="tags", secret=self.signature.secret) for tag in tags]
 
     def _depends_on_more(self) -> bool:
         """Whether an address depends on anything beside the arguments that are in the key."""

@@ -4,7 +4,7 @@ Every scope that can be invalidated has a key in the store that holds a random t
 tokens of the scopes it depends on, as they were before its load began (M6). To invalidate a scope is to delete its token (M7): the entries
 that carry it match nothing any more, a load under way carries it too, and nothing has to be found, listed or remembered.
 
-An entry of type Y, tenant T ("-": none known), user U depends on
+An entry of type Y, tenant T ("~": none known, which no id spells), user U depends on
 
     y:Y                          cleared with the type
     t:T, u:U                     cleared with the tenant, the user, whatever the type
@@ -12,7 +12,7 @@ An entry of type Y, tenant T ("-": none known), user U depends on
     f:F                          cleared with the function that made it
     g:G, y:Y:g:G, y:Y:tT:g:G     cleared with a tag, of a type, of a tenant
 
-A side that is left out (`tenant_aware=False`) is in none of them. Invalidating a type's tenant clears the "-" twin with it, since an entry
+A side that is left out (`tenant_aware=False`) is in none of them. Invalidating a type's tenant clears the "~" twin with it, since an entry
 made with no tenant known may hold that tenant's data.
 """
 
@@ -27,7 +27,7 @@ from aiocache_aura.codecs.envelope import key_checksum
 from aiocache_aura.owner import LEFT_OUT, TENANT_LEFT_OUT, USER_LEFT_OUT, Owner
 from aiocache_aura.stores.base import Scopes
 
-NONE_KNOWN = ("-",)
+NONE_KNOWN = ("~",)
 _MEMO = 4096
 
 
@@ -57,7 +57,7 @@ class Addresses:
 
     def __init__(self, prefix: str) -> None:
         self.prefix = keys.check_prefix(prefix)
-        self._base: dict[tuple[str, Owner], Scopes] = {}
+        self._scopes: dict[tuple[str, Owner, tuple[str, ...]], Scopes] = {}
 
     def __repr__(self) -> str:
         return f"Addresses({self.prefix!r})"
@@ -73,14 +73,15 @@ class Addresses:
         return Address(key, key_checksum(key), cache_type, owner, scopes, names, tail)
 
     def scopes(self, cache_type: str, owner: Owner, extras: Iterable[str] = ()) -> Scopes:
-        """The tokens that such an entry depends on, each once."""
-        base = self._base.get((cache_type, owner))
-        if base is None:
-            if len(self._base) >= _MEMO:
-                self._base.clear()
-            base = self._base[cache_type, owner] = tuple(map(self._scope, _owner_scopes(cache_type, owner)))
-        more = [self._scope(name) for extra in extras for name in _extra_scopes(cache_type, owner, extra)]
-        return tuple(dict.fromkeys((*base, *more))) if more else base
+        """The tokens that such an entry depends on, each once; the same tuple for the same question."""
+        asked = (cache_type, owner, tuple(extras))
+        scopes = self._scopes.get(asked)
+        if scopes is None:
+            if len(self._scopes) >= _MEMO:
+                self._scopes.clear()
+            names = (*_owner_scopes(cache_type, owner), *(name for extra in asked[2] for name in _extra_scopes(cache_type, owner, extra)))
+            scopes = self._scopes[asked] = tuple(dict.fromkeys(map(self._scope, names)))
+        return scopes
 
     def scopes_of_entry(self, address: Address, flags: int, extras: bytes) -> Scopes:
         """What an entry found at `address` depends on, by what its head says."""

@@ -13,13 +13,12 @@ An argument is written as a letter for its kind and its value, from a closed lis
 from __future__ import annotations
 
 import datetime as dt
-import fnmatch
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from enum import Enum
-from pathlib import PurePath
+from pathlib import PosixPath, PurePath, PurePosixPath, PureWindowsPath, WindowsPath
 from typing import Any, TypeVar
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -35,6 +34,8 @@ _HASH_BYTES = 16
 _UNSAFE_IN_KEYS = re.compile(r"[%{}~\x00-\x20\x7f\ud800-\udfff]")
 _UNSAFE_IN_PARTS = re.compile(r"[%{}~\x00-\x20\x7f\ud800-\udfff:,()\[\]<>=+;]")
 _ESCAPE = re.compile(r"%(?:u([0-9A-F]{4})|([0-9A-F]{2}))")
+_GLOB = re.compile(r"(?P<any>\*+)|(?P<one>\?)|\[(?P<not>\^?)(?P<set>(?:\\.|[^\]]-.|[^\]])*+)\]?|\\(?P<literal>.)|(?P<char>.)", re.DOTALL)
+_IN_SET = re.compile(r"\\(.)|(.)-(.)|(.)", re.DOTALL)
 _TYPE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 
 
@@ -53,12 +54,17 @@ def escape_part(text: str) -> str:
     return _UNSAFE_IN_PARTS.sub(_percent, text)
 
 
+def escape_chars(text: str, chars: str) -> str:
+    """Only these."""
+    return re.sub(f"[{re.escape(chars)}]", _percent, text)
+
+
 def unescape(text: str) -> str:
     return _ESCAPE.sub(lambda m: chr(int(m[1] or m[2], 16)), text)
 
 
 def digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=_HASH_BYTES).hexdigest()
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=_HASH_BYTES).hexdigest()
 
 
 def bounded(text: str, limit: int) -> str:
@@ -77,7 +83,7 @@ def segment(text: str) -> str:
 def check_prefix(prefix: str) -> str:
     if not isinstance(prefix, str) or not prefix or len(prefix) > 64:
         raise ConfigurationError(f"prefix={prefix!r}: it is text of 1 to 64 characters, one for each application that shares the server")
-    return escape_part(prefix)
+    return escape_part(prefix).replace("!", "%21")  # behind a "!" stand generations and permits
 
 
 def check_type_name(name: object) -> str:
@@ -131,10 +137,21 @@ def split_owner(rest: str) -> tuple[str | None, str | None, str]:
 
 
 def pattern_matcher(pattern: str) -> Callable[[str], bool]:
-    """Redis' own glob style as a predicate: `*`, `?`, `[abc]`, `[^a]`, and a backslash before what is meant literally."""
-    glob = re.sub(r"\\(.)", lambda m: f"[{m[1]}]", pattern.replace("[^", "[!"), flags=re.DOTALL)
-    match = re.compile(fnmatch.translate(glob)).match
+    """Redis' own glob style as a predicate: `*`, `?`, `[abc]`, `[^a]`, `[a-z]`, and a backslash before what is meant literally."""
+    first, *rest = "".join(map(_as_regex, _GLOB.finditer(pattern))).split("\0*")
+    tail = "".join(f"(?>.*?{text})" for text in rest[:-1]) + ".*" + rest[-1] if rest else ""  # what a star let pass is not tried again
+    match = re.compile(first + tail, re.DOTALL).fullmatch
     return lambda text: match(text) is not None
+
+
+def _as_regex(piece: re.Match[str]) -> str:
+    if piece["any"] or piece["one"]:
+        return "\0*" if piece["any"] else "."
+    if piece["set"] is None:
+        return re.escape(piece["literal"] or piece["char"])
+    ranges = [sorted((low, high)) if high else (one or escaped,) * 2 for escaped, low, high, one in _IN_SET.findall(piece["set"])]
+    within = f"[{''.join(f'{re.escape(low)}-{re.escape(high)}' for low, high in ranges)}]" if ranges else "(?!)."
+    return f"(?!{within})." if piece["not"] else within
 
 
 # Arguments -----------------------------------------------------------------------------------------------------------------------------
@@ -147,6 +164,8 @@ def register_key_type(cls: type[T], function: Callable[[T], object]) -> None:
 
     `function(instance)` returns a value of a type that keys know, such as an id or a tuple. It covers subclasses; their name is in the key.
     """
+    if cls in _WRITERS:
+        raise ConfigurationError(f"keys know what stands for {cls.__name__}: its value; give a subclass or a class of your own")
     _registered[cls] = function
 
 
@@ -168,10 +187,10 @@ class _NotAPart(Exception):
 
 
 def _part(value: Any) -> str:
-    write = _WRITERS.get(value.__class__)
+    write = _WRITERS.get(type(value))  # not __class__, which a mock or a proxy can claim to be
     if write is not None:
         return write(value)
-    if isinstance(value, type):
+    if issubclass(type(value), type):
         return "C" + class_name(value)
     own = getattr(type(value), "__cache_key__", None)
     if own is not None:
@@ -179,32 +198,36 @@ def _part(value: Any) -> str:
     for cls in type(value).__mro__:
         if cls in _registered:
             return f"r{class_name(type(value))}({_part(_registered[cls](value))})"
-    if isinstance(value, Enum):
-        return f"e{class_name(type(value))}.{escape_part(value.name or str(value.value))}"
-    if isinstance(value, PurePath):
-        return "p" + escape_part(str(value))
+    if issubclass(type(value), Enum):
+        name = f"={value._value_}" if value._name_ is None else escape_part(value._name_)  # flags without a name
+        return f"e{class_name(type(value))}={name}"
     raise _NotAPart(f"{class_name(type(value))} is not a type that keys know")
 
 
 def class_name(cls: type) -> str:
-    return escape_part(f"{cls.__module__}.{cls.__qualname__}")
+    return f"{escape_part(cls.__module__)}.{escape_part(cls.__qualname__).replace('.', ';')}"
 
 
-def _zone(zone: dt.tzinfo | None, moment: dt.datetime | None) -> str:
+def _zone(zone: dt.tzinfo | None) -> str:
     if zone is None:
         return ""
-    if isinstance(zone, ZoneInfo):
-        return "z" + escape_part(str(zone.key)) if zone.key else "z"
-    offset = zone.utcoffset(moment)
-    return f"{class_name(type(zone))}{'' if offset is None else offset.total_seconds()}"
+    if type(zone) is dt.timezone:
+        return f"Z{zone.utcoffset(None).total_seconds()};{escape_part(zone.tzname(None))}"
+    if isinstance(zone, ZoneInfo) and zone.key:
+        return ("z" if type(zone) is ZoneInfo else f"z{class_name(type(zone))};") + escape_part(zone.key)
+    return _part(zone)  # one that says what stands for it, since two zones of a class may have the same offset
 
 
 def _datetime(value: dt.datetime) -> str:
-    return f"D{escape_part(value.replace(tzinfo=None).isoformat())};{value.fold if value.tzinfo else 0}{_zone(value.tzinfo, value)}"
+    return f"D{escape_part(value.replace(tzinfo=None).isoformat())};{value.fold}{_zone(value.tzinfo)}"
 
 
 def _time(value: dt.time) -> str:
-    return f"o{escape_part(value.replace(tzinfo=None).isoformat())};{value.fold}{_zone(value.tzinfo, None)}"
+    return f"o{escape_part(value.replace(tzinfo=None).isoformat())};{value.fold}{_zone(value.tzinfo)}"
+
+
+def _path(value: PurePath) -> str:
+    return f"p{type(value).__name__};{escape_part(str(value))}"
 
 
 def _int(value: int) -> str:
@@ -241,4 +264,5 @@ _WRITERS: dict[type, Callable[[Any], str]] = {
     set: lambda v: _unordered("S", v),
     frozenset: lambda v: _unordered("Z", v),
     dict: _mapping,
+    **dict.fromkeys((PurePosixPath, PureWindowsPath, PosixPath, WindowsPath), _path),
 }

@@ -1,4 +1,8 @@
-"""Templates of keys, tags and owners: text with fields in braces, filled from the arguments of a call, every field escaped."""
+"""Templates of keys, tags and owners: text with fields in braces, filled from the arguments of a call.
+
+In keys, fields are escaped so that no two calls spell the same: "%", ":", and in text what stands between two fields of the template, such
+as the "-" of "{first}-{second}". A tag stands as it is: whoever invalidates it by hand spells it so.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from aiocache_aura.errors import ConfigurationError, KeyPartError
-from aiocache_aura.keys import escape_part
+from aiocache_aura.keys import digest, escape_chars
 
 RESULT = "result"
 _PLAIN = (int, str, UUID, Decimal, dt.date, dt.datetime)
@@ -20,10 +24,11 @@ _formatter = Formatter()
 class Template:
     """`"customers:{restaurant_id}:{page}"`. `{user.id}` reads an attribute; `{page:03d}` formats."""
 
-    __slots__ = ("_parts", "fields", "text")
+    __slots__ = ("_parts", "_secret", "_separators", "_what", "fields", "text")
 
-    def __init__(self, text: str, parameters: Iterable[str], *, what: str) -> None:
-        self.text = text
+    def __init__(self, text: str, parameters: Iterable[str], *, what: str, secret: Iterable[str] = ()) -> None:
+        """Fields of `secret` parameters are hashed."""
+        self.text, self._what, self._secret = text, what, frozenset(secret)
         try:
             self._parts = list(_formatter.parse(text))
         except ValueError as error:
@@ -33,6 +38,11 @@ class Template:
         if unknown:
             known = ", ".join(parameters) or "none"
             raise ConfigurationError(f"{what}={text!r} has a field {unknown[0]!r} that is no parameter; there are: {known}")
+        if any(conversion or "{" in (spec or "") for _, _, spec, conversion in self._parts):
+            raise ConfigurationError(
+                f"{what}={text!r}: a field is {{name}}, {{name.attribute}} or {{name:format}}, without '!' or more braces"
+            )
+        self._separators = "".join(map(self._separator, self._between())) if what in ("key", "keys") else ""
 
     def __repr__(self) -> str:
         return f"Template({self.text!r})"
@@ -46,6 +56,23 @@ class Template:
                 filled.append(self._field(field, spec or "", arguments))
         return "".join(filled)
 
+    def _between(self) -> list[str]:
+        """The text between each two fields."""
+        texts, text = [], ""
+        for literal, field, _, _ in self._parts:  # a doubled brace ends a part, too
+            text += literal
+            if field is not None:
+                texts.append(text)
+                text = ""
+        return texts[1:]
+
+    def _separator(self, between: str) -> str:
+        """A character of it that is escaped in text, and that an escape does not contain."""
+        for char in sorted(between, key=str.isalnum):
+            if char not in "%u0123456789ABCDEF":
+                return char
+        raise ConfigurationError(f"{self._what}={self.text!r}: calls would share an entry; put a separator such as ':' between the fields")
+
     def value(self, arguments: Mapping[str, Any]) -> Any:
         """The value of a template that is one field and nothing else; its text otherwise."""
         if len(self._parts) == 1 and self._parts[0][0] == "" and self._parts[0][1] is not None:
@@ -53,12 +80,21 @@ class Template:
         return self.fill(arguments)
 
     def _field(self, field: str, spec: str, arguments: Mapping[str, Any]) -> str:
-        value = _formatter.get_field(field, (), arguments)[0]
+        try:
+            value = _formatter.get_field(field, (), arguments)[0]
+            text = format(value, spec) if spec and value is not None else ""
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise KeyPartError(f"{{{field}}} in {self.text!r} cannot be filled: {error}") from error
         if value is None:
             raise KeyPartError(f"{{{field}}} in {self.text!r} is None: an entry for nobody in particular would be shared; pass a value")
         if isinstance(value, bool) or not isinstance(value, _PLAIN):
             raise KeyPartError(f"{{{field}}} in {self.text!r} is a {type(value).__name__}; name an attribute of it, such as {{{field}.id}}")
-        return escape_part(format(value, spec) if spec else value if isinstance(value, str) else _text(value))
+        text = text if spec else str.__str__(value) if isinstance(value, str) else _text(value)
+        if _root(field) in self._secret:
+            return "h" + digest(f"{field}\0{text}")
+        if self._what not in ("key", "keys"):
+            return text
+        return escape_chars(text, "%:" + self._separators if isinstance(value, str) else "%:")
 
 
 def _root(field: str) -> str:
