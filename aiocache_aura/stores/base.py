@@ -6,6 +6,7 @@ write groups of commands and have their replies in order, whether over a multipl
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
@@ -25,10 +26,41 @@ class Handler(Protocol):
         """The group leaves now; called again if it is sent again after a lost connection."""
 
     def deliver(self, replies: list[object]) -> None:
-        """One reply for each command, in order; an error of the server is a value among them, an instance of Exception."""
+        """One reply for each command, in order; an error of the server is a value among them, an instance of Exception.
+
+        ValueError for what cannot be the answer to these commands: then no later reply can be trusted to be its command's either, and the
+        connection is made anew.
+        """
 
     def fail(self, error: BackendError) -> None:
         """No reply will be used: the time is up or the connection is gone. Called at most once, and never after `deliver`."""
+
+
+class FutureHandler:
+    """A handler that is a future."""
+
+    __slots__ = ("future",)
+
+    def __init__(self) -> None:
+        self.future: asyncio.Future[list[object]] = asyncio.get_running_loop().create_future()
+
+    def written(self) -> None:
+        return None
+
+    def deliver(self, replies: list[object]) -> None:
+        if not self.future.done():
+            self.future.set_result(replies)
+
+    def fail(self, error: BackendError) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+def own_copy(error: BackendError) -> BackendError:
+    """The same error for one more caller: a traceback grows with each that raises it."""
+    copy = error.__class__(*error.args)
+    copy.__cause__ = error.__cause__
+    return copy
 
 
 class Lane(Protocol):

@@ -11,7 +11,8 @@ Invariants
   fails groups at once; only patient ones wait for the next attempt. Attempts are made when somebody asks, with a backoff.
 - A group that is not repeatable is written at most once. A repeatable one whose connection was lost before its answer is written again.
 - One timer for each lane stands at its earliest deadline, never one for each group.
-- A lane whose oldest written group stays unanswered for `STUCK_AFTER` seconds is aborted and made anew.
+- A lane that owes an answer whose time is up, and that has been silent for `STUCK_AFTER` seconds, is aborted and made anew.
+- A connection that was lost before it gave a single answer counts as a failed attempt: its successor is as short-lived, or soon will be.
 - Only listed commands: anything that blocks, or is answered by something else than one reply, would shift or stall everybody's replies.
 """
 
@@ -28,7 +29,7 @@ from typing import Any
 import hiredis
 
 from aiocache_aura.errors import BackendError, BackendTimeoutError
-from aiocache_aura.stores.base import Command, Handler
+from aiocache_aura.stores.base import Command, FutureHandler, Handler, own_copy
 from aiocache_aura.stores.connections import Endpoint, Takeover, take_over
 
 log = logging.getLogger("aiocache_aura.lanes")
@@ -66,27 +67,7 @@ class _Group:
     def fail(self, error: BackendError) -> None:
         if not self.over:
             self.over = True
-            self.handler.fail(error)
-
-
-class _Waiting:
-    """A handler that is a future."""
-
-    __slots__ = ("future",)
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.future: asyncio.Future[list[object]] = loop.create_future()
-
-    def written(self) -> None:
-        return None
-
-    def deliver(self, replies: list[object]) -> None:
-        if not self.future.done():
-            self.future.set_result(replies)
-
-    def fail(self, error: BackendError) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
+            self.handler.fail(own_copy(error))
 
 
 def packed(commands: Sequence[Command]) -> bytes:
@@ -115,6 +96,10 @@ class MultiplexedLane(asyncio.Protocol):
         self._connecting: asyncio.Task[None] | None = None
         self._error: BackendError | None = None
         self._failures, self._not_before = 0, 0.0
+        self._heard_at = 0.0  # on this connection
+        self._gone = asyncio.Event()
+        self._gone.set()
+        self._keeper: AsyncGenerator[None, None] | None = None
 
     def __repr__(self) -> str:
         return f"<Lane to {self._endpoint!r}, {self.state.value}, {len(self._pending)} pending, {len(self._queue)} queued>"
@@ -130,7 +115,7 @@ class MultiplexedLane(asyncio.Protocol):
     def put(self, commands: Sequence[Command], handler: Handler, *, timeout: float, repeatable: bool, patient: bool = False) -> None:
         raw = packed(commands)
         if self.state is State.CLOSED or (self.state is State.DOWN and not patient and self._loop.time() < self._not_before):
-            handler.fail(self._error or BackendError(f"the connection to {self._endpoint!r} is closed"))
+            handler.fail(own_copy(self._error or BackendError(f"the connection to {self._endpoint!r} is closed")))
             return
         self._queue.append(_Group(raw, len(commands), handler, self._loop.time() + timeout, repeatable, patient))
         if not self._flushing:
@@ -140,7 +125,7 @@ class MultiplexedLane(asyncio.Protocol):
     def send(
         self, commands: Sequence[Command], *, timeout: float, repeatable: bool = False, patient: bool = False
     ) -> asyncio.Future[list[object]]:
-        handler = _Waiting(self._loop)
+        handler = FutureHandler()
         self.put(commands, handler, timeout=timeout, repeatable=repeatable, patient=patient)
         return handler.future
 
@@ -148,9 +133,11 @@ class MultiplexedLane(asyncio.Protocol):
 
     def _flush(self) -> None:
         collects, self._collects = self._collects, []
-        for collect in collects:
-            collect()
-        self._flushing = False
+        try:
+            for collect in collects:
+                collect()
+        finally:
+            self._flushing = False
         queue = self._queue
         if not queue:
             return
@@ -178,9 +165,12 @@ class MultiplexedLane(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
         self._reader = hiredis.Reader(notEnoughData=_NOTHING)
+        self._heard_at, self._paused = 0.0, False
+        self._gone.clear()
 
     def data_received(self, data: bytes) -> None:
         pending, gets = self._pending, self._reader.gets
+        self._heard_at = self._loop.time()
         try:
             self._reader.feed(data)
             while True:
@@ -210,22 +200,31 @@ class MultiplexedLane(asyncio.Protocol):
         if self._queue and self.state is State.READY:
             self._write()
 
+    def eof_received(self) -> None:
+        self._paused = True  # nothing more is written to it; `connection_lost` is next
+
     def connection_lost(self, exc: Exception | None) -> None:
         takeover, self._takeover, self._transport = self._takeover, None, None
+        self._gone.set()
         if takeover is not None:
             takeover.connection_lost(exc)
         if self.state is not State.READY:
             return
-        self._error = BackendError(f"the connection to {self._endpoint!r} was lost" + (f": {exc}" if exc else ""))
-        again = self._take_back()
-        self._paused = False
+        error = self._error or BackendError(f"the connection to {self._endpoint!r} was lost" + (f": {exc}" if exc else ""))
         self.state = State.IDLE
-        self._queue.extendleft(reversed(again))
+        self._take_back(error)
+        if self._heard_at:
+            self._failures = 0
+        elif self._failures:
+            self._went_down(error)
+            return
+        else:
+            self._failures = 1
         if self._queue:
             self._start_connecting()
 
-    def _take_back(self) -> list[_Group]:
-        """The written groups that may be written again; the others fail."""
+    def _take_back(self, error: BackendError) -> None:
+        """Queue again the written groups that may be written again; the others fail."""
         lost, self._pending = self._pending, deque()
         again = []
         for group in lost:
@@ -233,15 +232,15 @@ class MultiplexedLane(asyncio.Protocol):
                 group.replies = []
                 again.append(group)
             else:
-                group.fail(self._error or BackendError("the connection was lost"))
-        return again
+                group.fail(error)
+        self._queue.extendleft(reversed(again))
 
     # Connecting
 
     def _connect_when_due(self) -> None:
         now = self._loop.time()
         if self.state is State.CLOSED:
-            self._fail_queue(lambda group: True)
+            self._fail_everything(self._error or BackendError(f"the connection to {self._endpoint!r} is closed"))
         elif self.state is State.IDLE or now >= self._not_before:
             self._start_connecting()
         else:
@@ -253,41 +252,43 @@ class MultiplexedLane(asyncio.Protocol):
 
     def _start_connecting(self) -> None:
         self.state = State.CONNECTING
+        self._keep_until_the_loop_ends()
         self._connecting = self._loop.create_task(self._connect())
 
     async def _connect(self) -> None:
+        failure: BackendError | None = BackendError(f"connecting to {self._endpoint!r} was cancelled")
         try:
-            takeover = await take_over(self._endpoint, self)
+            self._takeover = await take_over(self._endpoint, self)
+            failure = None
         except BackendError as error:
-            self._went_down(error)
-            return
-        self._takeover, self._connecting = takeover, None
+            failure = error
+        finally:
+            self._connecting = None
+            self._connected(failure)
+
+    def _connected(self, failure: BackendError | None) -> None:
         if self.state is State.CLOSED:
-            takeover.abort()
+            self._abort()
+        elif failure is not None:
+            self._went_down(failure)
         elif self._transport is None or self._transport.is_closing():
             self._went_down(BackendError(f"{self._endpoint!r} closed the connection"))
         else:
-            self.state, self._failures, self._error = State.READY, 0, None
-            self._keep_until_the_loop_ends()
-            if self._queue:
+            self.state, self._error = State.READY, None
+            if self._queue and not self._paused:
                 self._write()
 
     def _went_down(self, error: BackendError) -> None:
-        self._connecting = None
         self._failures += 1
         pause = min(BACKOFF_FIRST * 2 ** (self._failures - 1), BACKOFF_MOST) * random.uniform(0.5, 1)  # noqa: S311
         self.state, self._error = State.DOWN, error
         self._not_before = self._loop.time() + pause
-        self._fail_queue(lambda group: not group.patient)
+        queue, self._queue = self._queue, deque(group for group in self._queue if group.patient and not group.over)
+        for group in queue:
+            if not group.patient:
+                group.fail(error)
         if self._queue:
             self._loop.call_at(self._not_before, self._try_for_the_patient)
-
-    def _fail_queue(self, is_meant: Callable[[_Group], bool]) -> None:
-        error = self._error or BackendError(f"the connection to {self._endpoint!r} is closed")
-        meant = [group for group in self._queue if is_meant(group)]
-        self._queue = deque(group for group in self._queue if not is_meant(group))
-        for group in meant:
-            group.fail(error)
 
     # Time
 
@@ -304,13 +305,14 @@ class MultiplexedLane(asyncio.Protocol):
         self._expire(self._queue, now)
         self._expire(self._pending, now)
         self._queue = deque(group for group in self._queue if not group.over)
-        if self._pending and now - self._pending[0].written_at >= STUCK_AFTER:
-            self._error = BackendTimeoutError(f"{self._endpoint!r} has not answered for {STUCK_AFTER} s")
-            self._abort()
-            return
         times = [group.deadline for group in (*self._queue, *self._pending) if not group.over]
-        if self._pending:
-            times.append(self._pending[0].written_at + STUCK_AFTER)
+        if self._pending and self._pending[0].over:
+            silent_until = max(self._pending[0].written_at, self._heard_at) + STUCK_AFTER
+            if now >= silent_until:
+                self._error = BackendTimeoutError(f"{self._endpoint!r} has not answered for {STUCK_AFTER} s")
+                self._abort()
+            else:
+                times.append(silent_until)
         if times:
             self._arm(min(times))
 
@@ -322,43 +324,47 @@ class MultiplexedLane(asyncio.Protocol):
     # The end
 
     def _abort(self) -> None:
+        self._paused = True  # until there is another connection
         if self._transport is not None:
             self._transport.abort()
 
     def _keep_until_the_loop_ends(self) -> None:
-        """An open transport of a closed loop would warn: `asyncio.run` ends generators before it closes its loop, and this one aborts."""
-        self._keeper = self._until_the_loop_ends()
-        step = self._keeper.__anext__()
-        try:
-            step.send(None)
-        except StopIteration:
-            pass
+        """An open transport of a closed loop would warn: `asyncio.run` ends generators before it closes its loop, and this one lets go."""
+        if self._keeper is None:
+            self._keeper = self._until_the_loop_ends()
+            try:
+                self._keeper.__anext__().send(None)
+            except StopIteration:
+                pass
 
     async def _until_the_loop_ends(self) -> AsyncGenerator[None, None]:
         try:
             yield
         finally:
+            self._keeper = None
+            if self.state is not State.CLOSED:
+                self.state = State.IDLE
+                self._fail_everything(BackendError("the event loop has ended"))
             self._abort()
 
     async def aclose(self) -> None:
-        self._close(BackendError(f"the connection to {self._endpoint!r} is closed"))
+        self.state, self._error = State.CLOSED, BackendError(f"the connection to {self._endpoint!r} is closed")
+        if self._timer is not None:
+            self._timer.cancel()
+        self._fail_everything(self._error)
         if self._connecting is not None:
             self._connecting.cancel()
             await asyncio.wait({self._connecting})
+        if self._keeper is not None:
+            await self._keeper.aclose()
         self._abort()
-        if (keeper := getattr(self, "_keeper", None)) is not None:
-            await keeper.aclose()
+        async with asyncio.timeout(STUCK_AFTER):
+            await self._gone.wait()
 
-    def _close(self, error: BackendError) -> None:
-        was_ready = self.state is State.READY
-        self.state, self._error = State.CLOSED, error
-        if self._timer is not None:
-            self._timer.cancel()
-        self._fail_queue(lambda group: True)
-        if was_ready:
-            lost, self._pending = self._pending, deque()
-            for group in lost:
-                group.fail(error)
+    def _fail_everything(self, error: BackendError) -> None:
+        groups, self._queue, self._pending = [*self._pending, *self._queue], deque(), deque()
+        for group in groups:
+            group.fail(error)
 
     def forget(self) -> None:
         self.state = State.CLOSED
