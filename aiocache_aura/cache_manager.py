@@ -61,6 +61,7 @@ class CacheManager(KeyVerbs, Invalidations):
         self._importing: dict[asyncio.AbstractEventLoop, asyncio.Task[Any]] = {}
         self._engines = Engines(self._make_engine, self._settings.budget)
         self._off = 0
+        self.stamp = object()
         self._lock = threading.Lock()
         self._faults = FaultLog(log, clock=self._settings.clock)
         self._caches = CacheRegistry(self)
@@ -236,6 +237,11 @@ class CacheManager(KeyVerbs, Invalidations):
     def _switch(self, by: int) -> None:
         with self._lock:
             self._off += by
+        self.restamp()
+
+    def restamp(self) -> None:
+        """Decorated functions compare `stamp` by identity: another one makes them look at policies and at `is_off` again."""
+        self.stamp = object()
 
     def bypass(self) -> AbstractContextManager[None]:
         """This task, and those that it starts meanwhile, read past the cache: loads run for them alone and are not stored."""

@@ -13,7 +13,7 @@ import logging
 import typing
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from aiocache_aura import cache_manager as desk
 from aiocache_aura import keys
 from aiocache_aura.cache_manager import CacheManager
 from aiocache_aura.codecs.serializers import ANY, Serializer, serializer_for
-from aiocache_aura.context import Identity, bypassing, identity
+from aiocache_aura.context import Identity, identity
 from aiocache_aura.engine import Engine, Terms
 from aiocache_aura.errors import BackendError, ConfigurationError
 from aiocache_aura.generations import Address, function_extra, tag_extra
@@ -58,10 +58,11 @@ class CacheOptions:
 class _State:
     """What a function is under one manager, while its type's policy stays what it is."""
 
-    __slots__ = ("manager", "memo", "policy", "source", "terms", "user_args", "tenant_args", "ignored", "lookup")  # noqa: RUF023 - as used
+    __slots__ = ("manager", "stamp", "memo", "policy", "source", "terms", "user_args", "tenant_args", "ignored", "lookup")  # noqa: RUF023
 
     def __init__(self, manager: CacheManager, source: CachePolicy, policy: CachePolicy, terms: Terms) -> None:
         self.manager, self.source, self.policy, self.terms = manager, source, policy, terms
+        self.stamp: object = None
         self.memo: dict[Any, Address] = {}
         self.tenant_args, self.user_args = manager.settings.tenant_args, manager.settings.user_args
         self.ignored = manager.settings.exclude_types
@@ -72,7 +73,7 @@ class Cached:
     """One function in one way of being called: as a function, a method, a class method."""
 
     def __init__(self, function: Callable[..., Any], options: CacheOptions, *, owner: str | None) -> None:
-        self.function, self.options = function, options
+        self.function, self.options, self._manager = function, options, options.manager
         self._is_async = is_async(function)
         self.signature = CallSignature(function, owner=owner, exclude=options.exclude, secret=options.secret, self_key=options.self_key)
         self.name = keys.function_name(options.name or _full_name(function), options.version)
@@ -136,24 +137,36 @@ class Cached:
 
     # A call
 
-    async def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        manager = self.options.manager
+    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Any]:
+        """The short way where nothing has changed since this very call was made before; else the whole way."""
+        manager: Any = self._manager
         if manager is None:
             manager = desk.cache_manager
         state = self._state
-        if state is None or state.manager is not manager or manager.policy(self.options.cache_type) is not state.source:
-            if not issubclass(type(manager), CacheManager):
-                return await self._through_stranger(manager, args, kwargs)
-            state = self._new_state(manager)
+        if state is not None and state.manager is manager and state.stamp is state.manager.stamp and state.lookup is not None:
+            try:
+                address = state.memo.get((state.lookup(*args, **kwargs), identity.get()))
+            except TypeError:
+                address = None
+            if address is not None:
+                engine: Engine | None = state.manager.engine_now()
+                if engine is not None:
+                    return engine.get_or_load(address, state.terms, self._load, args, kwargs)
+        return self._call(manager, args, kwargs)
+
+    async def _call(self, manager: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not issubclass(type(manager), CacheManager):
+            return await self._through_stranger(manager, args, kwargs)
+        state = self._state_under(manager)
         address = self._address(state, args, kwargs)
-        if bypassing.get() or manager.is_off:
+        if identity.get().bypass or manager.is_off:
             return await self._load(args, kwargs)
         engine = manager.engine_now()
         if engine is None:
             engine = await self._open(manager)
             if engine is None:
                 return await self._load(args, kwargs)
-        return await engine.get_or_load(address, state.terms, functools.partial(self._load, args, kwargs))
+        return await engine.get_or_load(address, state.terms, self._load, args, kwargs)
 
     async def _load(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._is_async:
@@ -179,7 +192,7 @@ class Cached:
         if address is None:
             values = self.signature.bind(*args, **kwargs)
             address = self._new_address(state, values, known)
-            if self.signature.is_memo_safe(values) and not state.ignored and "~" not in address.tail:
+            if self.signature.is_memo_safe(values) and not (state.ignored or known.bypass or "~" in address.tail):
                 if len(state.memo) >= MEMO:
                     state.memo.clear()
                 state.memo[call] = address
@@ -246,12 +259,16 @@ class Cached:
         return state.manager, await self._open(state.manager), self._address(state, args, kwargs), state.terms
 
     def current_state(self) -> _State:
-        manager = self.options.manager or desk.cache_manager
+        manager = desk.cache_manager if self._manager is None else self._manager
         if not issubclass(type(manager), CacheManager):
             raise ConfigurationError(f"this needs a CacheManager; the manager is a {type(manager).__name__}")
-        state = self._state
+        return self._state_under(manager)
+
+    def _state_under(self, manager: CacheManager) -> _State:
+        state, stamp = self._state, manager.stamp
         if state is None or state.manager is not manager or manager.policy(self.options.cache_type) is not state.source:
             state = self._new_state(manager)
+        state.stamp = None if manager.is_off else stamp
         return state
 
     # Verbs
@@ -269,11 +286,11 @@ class Cached:
     async def refresh(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         manager, engine, address, terms = await self.place(args, kwargs)
         load = functools.partial(self._load, args, kwargs)
-        return await load() if engine is None or manager.is_off else await engine.refresh(address, terms, load)
+        return await load() if engine is None or _is_past(manager) else await engine.refresh(address, terms, load)
 
     async def peek(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         manager, engine, address, terms = await self.place(args, kwargs)
-        if engine is None or manager.is_off:
+        if engine is None or _is_past(manager):
             return None
         try:
             value = await engine.get(address, terms, count=False)
@@ -285,7 +302,7 @@ class Cached:
     async def exists(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         manager, engine, address, terms = await self.place(args, kwargs)
         try:
-            return engine is not None and not manager.is_off and await engine.ttl(address, terms) is not None
+            return engine is not None and not _is_past(manager) and await engine.ttl(address, terms) is not None
         except BackendError as error:
             manager.fault(error, f"a look at {self.name}")
             return False
@@ -348,6 +365,10 @@ class Cached:
 
 
 _namesakes: weakref.WeakValueDictionary[tuple[int, str, str], Cached] = weakref.WeakValueDictionary()
+
+
+def _is_past(manager: CacheManager) -> bool:
+    return manager.is_off or identity.get().bypass
 
 
 async def _settled(answer: Any) -> Any:

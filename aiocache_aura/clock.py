@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import time as system_time
 from typing import Protocol
 
 
@@ -21,8 +21,5 @@ class Clock(Protocol):
 class SystemClock:
     """The operating system's clocks."""
 
-    def time(self) -> float:
-        return time.time()
-
-    def monotonic(self) -> float:
-        return time.monotonic()
+    time = staticmethod(system_time.time)
+    monotonic = staticmethod(system_time.monotonic)

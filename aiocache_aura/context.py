@@ -14,15 +14,15 @@ Id: TypeAlias = int | str | UUID
 
 
 class Identity(NamedTuple):
-    """The tenant and the user of a task, as text; None where none is known."""
+    """The tenant and the user of a task, as text, None where none is known; and whether it reads past the cache."""
 
     tenant: str | None
     user: str | None
+    bypass: bool = False
 
 
 NOBODY = Identity(None, None)
 identity: ContextVar[Identity] = ContextVar("aiocache_aura_identity", default=NOBODY)
-bypassing: ContextVar[bool] = ContextVar("aiocache_aura_bypassing", default=False)
 
 
 def id_text(value: object, what: str) -> str:
@@ -64,9 +64,8 @@ class _Scope(AbstractContextManager[None]):
         _scopes.set(scopes)
         known = NOBODY
         for scope in scopes:
-            known = known._replace(**scope.change)
-        identity.set(known)
-        bypassing.set(any(scope.bypass for scope in scopes))
+            known = Identity(**{**known._asdict(), **scope.change})
+        identity.set(known._replace(bypass=any(scope.bypass for scope in scopes)))
 
 
 _scopes: ContextVar[tuple[_Scope, ...]] = ContextVar("aiocache_aura_scopes", default=())

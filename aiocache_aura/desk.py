@@ -27,6 +27,9 @@ class Desk(Protocol):
 
     def engine_now(self) -> Engine | None: ...
 
+    def restamp(self) -> None:
+        """A policy has changed: what was worked out from it is void."""
+
     async def engine(self) -> Engine: ...
 
     def fault(self, error: BackendError, what: str) -> None:

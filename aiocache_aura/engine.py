@@ -54,21 +54,21 @@ class Engine(Writes):
 
     # Reading
 
-    async def get_or_load(self, address: Address, terms: Terms, load: Load) -> Any:
-        """The stored value, or what `load` gives: loaded once for all who wait. Never raises for the store."""
+    async def get_or_load(self, address: Address, terms: Terms, load: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+        """The stored value, or what `load(*args)` gives: loaded once for all who wait. Never raises for the store."""
         began = self._tick.now
-        if self.flights.get(address.key) is not None:
-            return await self._miss(address, terms, load, began, None)
+        if address.key in self._under_way:
+            return await self._miss(address, terms, partial(load, *args), began, None)
         started = self._monotonic()
         try:
             answer = await self._port.lookup(address.key, address.scopes)
         except BackendError as error:
             self._fault(error, terms)
-            return await self._miss(address, terms, load, began, None, left=0.0)
+            return await self._miss(address, terms, partial(load, *args), began, None, left=0.0)
         raw, tokens = answer
         if raw is not None:
             fingerprint = tokens.fingerprint(address.scopes)
-            found = open_fresh(raw, address.checksum, address.owner.flags, address.extras, fingerprint, self._time())
+            found = open_fresh(raw, address.checksum, address.flags, address.extras, fingerprint, self._time())
             if found is not None:
                 try:
                     value = terms.serializer.decode(*found)
@@ -81,7 +81,7 @@ class Engine(Writes):
                     if log.isEnabledFor(logging.DEBUG):
                         log.debug("hit %s", self.shown(address))
                     return value
-        return await self._miss(address, terms, load, began, answer, left=self._budget - self._monotonic() + started)
+        return await self._miss(address, terms, partial(load, *args), began, answer, left=self._budget - self._monotonic() + started)
 
     async def _miss(
         self,

@@ -3,7 +3,7 @@
 Invariants
 - What belongs to one loop (flights, lanes) is never touched from another. Engines of closed loops, and of the process that this one was
   forked from, are forgotten without a word to anybody.
-- `last` is the engine that was asked for last, with its loop and process: the hot path compares two identities.
+- `last` is the place that was asked for last: the hot path compares the identity of its loop. A fork clears it in the child.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -20,10 +21,10 @@ from aiocache_aura.engine import Engine
 class Place:
     """One event loop's engine, and the tasks that work behind its callers' backs."""
 
-    __slots__ = ("behind", "engine", "loop", "pid")
+    __slots__ = ("behind", "engine", "loop")
 
     def __init__(self, engine: Engine, loop: asyncio.AbstractEventLoop) -> None:
-        self.engine, self.loop, self.pid = engine, loop, os.getpid()
+        self.engine, self.loop = engine, loop
         self.behind: set[asyncio.Task[Any]] = set()
 
     def start(self, work: Coroutine[Any, Any, Any]) -> None:
@@ -46,6 +47,7 @@ class Engines:
         self._last: Place | None = None
         self._pid = os.getpid()
         self._lock = threading.Lock()
+        _all.add(self)
 
     def __repr__(self) -> str:
         return f"Engines({len(self._places)})"
@@ -56,7 +58,7 @@ class Engines:
     def now(self) -> Engine | None:
         """The engine of this loop, if it is open."""
         last = self._last
-        if last is not None and last.loop is asyncio.get_running_loop() and last.pid == os.getpid():
+        if last is not None and last.loop is asyncio.get_running_loop():
             return last.engine
         place = self._known()
         return None if place is None else place.engine
@@ -79,6 +81,10 @@ class Engines:
         if place is not None:
             self._last = place
         return place
+
+    def after_fork(self) -> None:
+        """In the child: the next call finds out that this is another process."""
+        self._last = None
 
     def _forget_the_parent(self) -> None:
         places, self._places = self._places, {}
@@ -104,3 +110,14 @@ class Engines:
                 await asyncio.wait({closing}, timeout=self._patience)
             else:
                 place.engine.forget()
+
+
+_all: weakref.WeakSet[Engines] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for engines in list(_all):
+        engines.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)

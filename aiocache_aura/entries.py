@@ -55,6 +55,7 @@ class Entries:
         self._budget, self._tick, self._log_keys = budget, tick, log_keys
         self._faults = FaultLog(log, clock=clock)
         self.flights = Flights(tick, patience=budget)
+        self._under_way = self.flights.by_key
         self.unstorable: dict[str, str] = {}
         self._hints: dict[bytes, Scopes] = {}
 

@@ -46,10 +46,7 @@ class Address:
     scopes: Scopes
     extras: bytes
     tail: str
-
-    @property
-    def flags(self) -> int:
-        return self.owner.flags
+    flags: int
 
 
 class Addresses:
@@ -70,7 +67,7 @@ class Addresses:
         key = f"{self.prefix}:{cache_type}:{keys.owner_segments(owner.tenants, owner.users)}{tail}".encode()
         names = b"" if private else _join(extras)
         scopes = self.scopes(cache_type, owner, extras)
-        return Address(key, key_checksum(key), cache_type, owner, scopes, names, tail)
+        return Address(key, key_checksum(key), cache_type, owner, scopes, names, tail, owner.flags)
 
     def scopes(self, cache_type: str, owner: Owner, extras: Iterable[str] = ()) -> Scopes:
         """The tokens that such an entry depends on, each once; the same tuple for the same question."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar, Unpack, overload
 
 from aiocache_aura import keys
 from aiocache_aura.codecs.serializers import serializer_for
-from aiocache_aura.context import Id, Identity, bypassing, id_text, identity
+from aiocache_aura.context import Id, Identity, id_text, identity
 from aiocache_aura.desk import Desk, Who, listed, narrowed, refuse_awaitable
 from aiocache_aura.engine import Engine, Terms
 from aiocache_aura.errors import BackendError, ConfigurationError, UnknownCacheTypeError
@@ -58,6 +58,7 @@ class Cache:
     def policy(self, policy: CachePolicy) -> None:
         self._policy = policy
         self._plans.clear()
+        self._desk.restamp()
 
     # Reading
 
@@ -376,7 +377,7 @@ class Cache:
 
     @property
     def _is_past(self) -> bool:
-        return self._desk.is_off or bypassing.get()
+        return self._desk.is_off or identity.get().bypass
 
     async def _engine(self) -> Engine:
         engine = self._desk.engine_now()

@@ -19,8 +19,8 @@ class BareLane(asyncio.Protocol):
         self.loop = asyncio.get_running_loop()
 
     @classmethod
-    async def connect(cls, path: str) -> BareLane:
-        _, lane = await asyncio.get_running_loop().create_unix_connection(cls, path)
+    async def connect(cls, port: int) -> BareLane:
+        _, lane = await asyncio.get_running_loop().create_connection(cls, "127.0.0.1", port)
         return lane
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -31,7 +31,7 @@ Subject = Callable[[int], Awaitable[Any]]
 
 
 async def bare_lane(server: Server, stack: AsyncExitStack) -> Subject:
-    lane = await BareLane.connect(server.path)
+    lane = await BareLane.connect(server.port)
     stack.callback(lane.transport.abort)
     return lambda i: _decoded(lane.get(f"plain:{i}"))
 
@@ -41,7 +41,7 @@ async def _decoded(raw: Awaitable[bytes]) -> Any:
 
 
 async def aura(server: Server, stack: AsyncExitStack) -> Subject:
-    manager = await stack.enter_async_context(CacheManager(server.url, prefix="bench"))
+    manager = await stack.enter_async_context(CacheManager(server.tcp_url, prefix="bench"))
 
     @cache(cache_type="menu", manager=manager)
     async def item(item_id: int, size: str = "m") -> dict[str, Any]:
@@ -53,7 +53,7 @@ async def aura(server: Server, stack: AsyncExitStack) -> Subject:
 
 
 async def redis_py(server: Server, stack: AsyncExitStack) -> Subject:
-    pool = redis.asyncio.BlockingConnectionPool.from_url(server.url, max_connections=50)
+    pool = redis.asyncio.BlockingConnectionPool.from_url(server.tcp_url, max_connections=50)
     client = redis.asyncio.Redis.from_pool(pool)
     stack.push_async_callback(client.aclose)
     for i in range(KEYS):

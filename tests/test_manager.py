@@ -418,14 +418,24 @@ class TestLoops:
             thread.join()
             loop.close()
 
-    async def test_a_fork_is_noticed(self, manager, monkeypatch):
-        engine = await manager.engine()
-        forgotten = []
-        monkeypatch.setattr(engine, "forget", lambda: forgotten.append(engine))
-        monkeypatch.setattr(os, "getpid", lambda: -1)
-        assert manager.engine_now() is None
-        assert forgotten == [engine]
-        assert await manager.engine() is not engine
+    @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+    def test_a_fork_is_noticed(self, monkeypatch):
+        """A child that goes on with its parent's very loop forgets the parent's engine and gets one of its own."""
+
+        async def engine_again():
+            return manager.engine_now(), await manager.engine()
+
+        manager, loop, forgotten = CacheManager(), asyncio.new_event_loop(), []
+        engine = loop.run_until_complete(manager.engine())
+        monkeypatch.setattr(type(engine), "forget", lambda self: forgotten.append(self))
+        child = os.fork()
+        if not child:
+            now, other = loop.run_until_complete(engine_again())
+            os._exit(0 if now is None and other is not engine and forgotten == [engine] else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert loop.run_until_complete(engine_again()) == (engine, engine)
+        loop.run_until_complete(manager.aclose())
+        loop.close()
 
     async def test_lifespan_fits_starlette(self):
         from starlette.applications import Starlette

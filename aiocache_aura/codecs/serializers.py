@@ -85,6 +85,8 @@ class Serializer:
         if schema != self.schema and schema and self.schema:
             raise Undecodable("stored for another declared type")
         try:
+            if codec == PLAIN and schema == self.schema:
+                return orjson.loads(payload)
             if codec == PLAIN:
                 value = orjson.loads(payload)
             elif codec == TAGGED:

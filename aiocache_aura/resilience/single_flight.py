@@ -217,22 +217,22 @@ class Flights:
 
     def __init__(self, tick: Tick, *, patience: float) -> None:
         self.tick, self.patience = tick, patience
-        self._open: dict[bytes, Flight] = {}
+        self.by_key: dict[bytes, Flight] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._filled: dict[bytes, int] = {}
 
     def __repr__(self) -> str:
-        return f"<Flights {len(self._open)} open, {len(self._tasks)} tasks>"
+        return f"<Flights {len(self.by_key)} open, {len(self._tasks)} tasks>"
 
     def __len__(self) -> int:
-        return len(self._open)
+        return len(self.by_key)
 
     def get(self, key: bytes) -> Flight | None:
-        return self._open.get(key)
+        return self.by_key.get(key)
 
     def open(self, key: bytes, scopes: Iterable[bytes]) -> Flight:
         """A new flight for this key; one that was open there is closed."""
-        flight = self._open[key] = Flight(self, key, scopes)
+        flight = self.by_key[key] = Flight(self, key, scopes)
         return flight
 
     def start(self, flights: list[Flight], drive: Callable[[], Awaitable[None]]) -> None:
@@ -256,17 +256,17 @@ class Flights:
                 flight.fail(error or CacheError("the load ended without a result"))
 
     def take_out(self, flight: Flight) -> None:
-        if self._open.get(flight.key) is flight:
-            del self._open[flight.key]
+        if self.by_key.get(flight.key) is flight:
+            del self.by_key[flight.key]
 
     def close(self, keys: Iterable[bytes]) -> None:
         """Deleted or set: later callers start another flight."""
         for key in keys:
-            self._open.pop(key, None)
+            self.by_key.pop(key, None)
 
     def close_where(self, is_meant: Callable[[Flight], bool]) -> None:
         """Invalidated: as `close`, for every flight that is meant."""
-        for flight in [flight for flight in self._open.values() if is_meant(flight)]:
+        for flight in [flight for flight in self.by_key.values() if is_meant(flight)]:
             self.take_out(flight)
 
     def note_fill(self, key: bytes) -> None:
@@ -281,7 +281,7 @@ class Flights:
 
     async def aclose(self) -> None:
         """Fail every flight and wait for the tasks to end."""
-        for flight in list(self._open.values()):
+        for flight in list(self.by_key.values()):
             flight.fail(CacheError("the cache manager was closed while this value was loading"))
         tasks = list(self._tasks)
         for task in tasks:

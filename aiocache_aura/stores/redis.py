@@ -97,53 +97,69 @@ def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 class _Batch:
     """The lookups of one tick that leave in one MGET: each key and each scope once. Handler of its reply."""
 
-    __slots__ = ("_tick", "bytes_left", "keys_left", "known", "new_future", "noted", "scopes", "twins", "values")
+    __slots__ = ("_lookups", "bytes_left", "keys_left", "known", "noted", "scopes", "twins", "values")
 
-    def __init__(self, tick: Tick) -> None:
-        self._tick = tick
-        self.new_future: Callable[[], asyncio.Future[Found]] = asyncio.get_running_loop().create_future
-        self.values: dict[bytes, asyncio.Future[Found]] = {}
-        self.twins: dict[bytes, list[asyncio.Future[Found]]] = {}
-        self.scopes: dict[bytes, None] = {}
-        self.known: set[Scopes] = set()
-        self.noted: Scopes | None = None
-        self.keys_left, self.bytes_left = BATCH_KEYS, BATCH_BYTES
+    def __init__(self, lookups: Lookups, key: bytes, scopes: Scopes, future: asyncio.Future[Found]) -> None:
+        self._lookups = lookups
+        self.values = {key: future}
+        self.scopes: dict[bytes, None] = dict.fromkeys(scopes)
+        self.noted = scopes
+        self.known: set[Scopes] | None = None
+        self.twins: dict[bytes, list[asyncio.Future[Found]]] | None = None
+        self.keys_left = BATCH_KEYS - 1 - len(scopes)
+        self.bytes_left = BATCH_BYTES - len(key) - sum(map(len, scopes))
 
     def __repr__(self) -> str:
         return f"<_Batch {len(self.values)} keys, {len(self.scopes)} scopes>"
 
-    def takes(self, key: bytes, scopes: Scopes) -> bool:
-        """Note these scopes, unless the batch would be too full with them and the key."""
-        new = [] if scopes in self.known else [scope for scope in scopes if scope not in self.scopes]
-        keys, size = len(new), sum(map(len, new))
-        alone = not self.values
-        if not alone:
+    def notes(self, key: bytes, scopes: Scopes) -> bool:
+        """Ask for these scopes too, unless the batch would be too full with them and the key."""
+        if self.known is None:
+            self.known = {self.noted}
+        if scopes not in self.known:
+            new = [scope for scope in scopes if scope not in self.scopes]
             more = key not in self.values
-            if keys + more > self.keys_left or size + more * len(key) > self.bytes_left:
+            size = sum(map(len, new))
+            if len(new) + more > self.keys_left or size + more * len(key) > self.bytes_left:
                 return False
-        self.known.add(scopes)
+            self.known.add(scopes)
+            self.scopes.update(dict.fromkeys(new))
+            self.keys_left -= len(new)
+            self.bytes_left -= size
         self.noted = scopes
-        self.scopes.update(dict.fromkeys(new))
-        self.keys_left -= keys
-        self.bytes_left -= size
+        return True
+
+    def adds(self, key: bytes, future: asyncio.Future[Found]) -> bool:
+        """Ask for this key too, unless the batch is full."""
+        if key in self.values:
+            if self.twins is None:
+                self.twins = {}
+            self.twins.setdefault(key, []).append(future)
+            return True
+        if self.keys_left <= 0 or self.bytes_left < len(key):
+            return False
+        self.values[key] = future
+        self.keys_left -= 1
+        self.bytes_left -= len(key)
         return True
 
     def command(self) -> Command:
         return ("MGET", *self.values, *self.scopes)
 
     def written(self) -> None:
-        self._tick.take()
+        self._lookups.tick.take()
 
     def deliver(self, replies: list[Any]) -> None:
         found: Any = replies[0] if len(replies) == 1 else None
-        if found.__class__ is not list or len(found) != len(self.values) + len(self.scopes):
+        count = len(self.values)
+        if found.__class__ is not list or len(found) != count + len(self.scopes):
             self.fail(refused(("MGET",), found))
             return
-        tokens = Tokens(dict(zip(self.scopes, found[len(self.values) :], strict=True)))
+        tokens = self._lookups.tokens(dict(zip(self.scopes, found[count:], strict=True)))
         for future, raw in zip(self.values.values(), found, strict=False):
             if not future.done():
                 future.set_result((raw, tokens))
-        if self.twins:
+        if self.twins is not None:
             raws = dict(zip(self.values, found, strict=False))
             for key, futures in self.twins.items():
                 for future in futures:
@@ -151,7 +167,7 @@ class _Batch:
                         future.set_result((raws[key], tokens))
 
     def fail(self, error: BackendError) -> None:
-        for futures in (self.values.values(), *self.twins.values()):
+        for futures in (self.values.values(), *(self.twins or {}).values()):
             for future in futures:
                 if not future.done():
                     future.set_exception(_own(error))
@@ -167,44 +183,41 @@ def _own(error: BackendError) -> BackendError:
 class Lookups:
     """What is looked up over one read lane."""
 
-    __slots__ = ("_batch", "_budget", "_lane", "_sealed", "_tick")
+    __slots__ = ("_batch", "_budget", "_lane", "_loop", "_sealed", "_tokens", "tick")
 
     def __init__(self, lane: Lane, tick: Tick, budget: float) -> None:
-        self._lane, self._tick, self._budget = lane, tick, budget
+        self._lane, self.tick, self._budget = lane, tick, budget
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._batch: _Batch | None = None
         self._sealed: list[_Batch] = []
+        self._tokens = Tokens({})
 
     def __repr__(self) -> str:
         return f"<Lookups {[*self._sealed, self._batch] if self._batch else 'none'}>"
 
     def add(self, key: bytes, scopes: Scopes) -> asyncio.Future[Found]:
         """Have this looked up with whatever else is asked for in this tick."""
-        batch = self._batch
-        if batch is None or scopes is not batch.noted or batch.keys_left <= 0 or batch.bytes_left < len(key):
-            batch = self._with_room(key, scopes)
-        future = batch.new_future()
-        if key in batch.values:
-            batch.twins.setdefault(key, []).append(future)
+        loop, batch = self._loop, self._batch
+        if loop is None:
+            loop = self._loop = asyncio.get_running_loop()
+        future: asyncio.Future[Found] = loop.create_future()
+        if batch is None:
+            self._lane.wake(self._leave)
+        elif (scopes is batch.noted or batch.notes(key, scopes)) and batch.adds(key, future):
+            return future
         else:
-            batch.values[key] = future
-            batch.keys_left -= 1
-            batch.bytes_left -= len(key)
+            self._sealed.append(batch)
+        self._batch = _Batch(self, key, scopes, future)
         return future
+
+    def tokens(self, found: dict[bytes, bytes | None]) -> Tokens:
+        """Tokens as they were just found; those of the last answer, with the fingerprints worked out, if nothing has changed since."""
+        if found != self._tokens.found:
+            self._tokens = Tokens(found)
+        return self._tokens
 
     def forget(self) -> None:
         self._batch, self._sealed = None, []
-
-    def _with_room(self, key: bytes, scopes: Scopes) -> _Batch:
-        batch = self._batch
-        if batch is not None:
-            if batch.takes(key, scopes):
-                return batch
-            self._sealed.append(batch)
-        else:
-            self._lane.wake(self._leave)
-        batch = self._batch = _Batch(self._tick)
-        batch.takes(key, scopes)
-        return batch
 
     def _leave(self) -> None:
         batches, self._sealed = self._sealed, []
