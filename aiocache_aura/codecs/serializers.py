@@ -70,11 +70,17 @@ class Serializer:
             raise SerializationError(f"value is nested too deeply or contains itself; {FIXES}") from None
 
     def _tagged(self, value: object) -> bytes:
-        payload = orjson.dumps(Writer(self._shapes | _registered).write(value))
+        writer = Writer(self._shapes | _registered)
+        try:
+            payload = orjson.dumps(writer.write(value))
+        except (SerializationError, RecursionError):
+            raise
+        except Exception as error:  # a model's own serializer; its text may hold the value, which logs never show
+            raise writer.refused(value, f"cannot be written ({type(error).__name__})") from error
         try:
             back = self._read(payload)
         except Exception as error:
-            raise SerializationError(f"value cannot be read back ({error}); {FIXES}") from error
+            raise SerializationError(f"value cannot be read back ({type(error).__name__}); {FIXES}") from error
         path = difference(value, back)
         if path is not None:
             raise SerializationError(f"{path} would not come back as it is; {FIXES}")
@@ -96,7 +102,7 @@ class Serializer:
         except Undecodable:
             raise
         except Exception as error:
-            raise Undecodable(f"{type(error).__name__}: {error}") from error
+            raise Undecodable(f"{type(error).__name__} while it was read") from error
         if schema != self.schema and self.schema and not conforms(value, self.annotation):
             raise Undecodable("stored without a declared type, and not of the one that is expected")
         return value

@@ -79,7 +79,7 @@ class _ModelShape:
 
     def write(self, value: Any, writer: PartWriter) -> Any:
         unset = sorted(set(type(value).model_fields) - value.model_fields_set)
-        return [value.model_dump_json(round_trip=True), unset]
+        return [value.model_dump_json(round_trip=True, warnings=False), unset]
 
     def read(self, state: Any, reader: PartReader) -> Any:
         text, unset = state
