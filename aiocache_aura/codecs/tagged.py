@@ -51,11 +51,8 @@ class Writer:
         return written
 
     def refused(self, value: object, why: str | None = None) -> SerializationError:
-        cls = type(value)
-        reason = (
-            why
-            or f"is {'an' if cls.__name__[:1] in 'AEIOU' else 'a'} {cls.__module__}.{cls.__qualname__}, which would not come back as it is"
-        )
+        cls = f"{type(value).__module__}.{type(value).__qualname__}"
+        reason = why or f"is {'an' if cls[0] in 'AEIOUaeiou' else 'a'} {cls}, which would not come back as it is"
         return SerializationError(f"{''.join(self._path)} {reason}; {FIXES}")
 
     def sequence(self, values: Any) -> list[Any]:
