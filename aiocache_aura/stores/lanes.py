@@ -22,7 +22,7 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any
 
@@ -30,7 +30,7 @@ import hiredis
 
 from aiocache_aura.errors import BackendError, BackendTimeoutError
 from aiocache_aura.stores.base import Command, FutureHandler, Handler, own_copy
-from aiocache_aura.stores.connections import Endpoint, Takeover, take_over
+from aiocache_aura.stores.connections import Endpoint, Keeper, Takeover, take_over
 
 log = logging.getLogger("aiocache_aura.lanes")
 
@@ -39,6 +39,8 @@ BACKOFF_FIRST, BACKOFF_MOST = 0.05, 1.0
 _NOTHING = object()  # hiredis says False both for "no more" and for a reply of #f, unless told otherwise
 
 _pack: Callable[[Any], bytes] = hiredis.pack_command
+
+_Push = hiredis.PushNotification
 
 COMMANDS = frozenset(
     "GET MGET GETEX GETRANGE SET DEL UNLINK EXISTS TTL PTTL EXPIRE PEXPIRE PERSIST TOUCH EVAL EVALSHA SCRIPT SCAN "
@@ -52,6 +54,9 @@ class State(Enum):
     READY = "ready"
     DOWN = "down"
     CLOSED = "closed"
+
+
+_READY = State.READY  # looked up at each flush
 
 
 class _Group:
@@ -90,6 +95,7 @@ class MultiplexedLane(asyncio.Protocol):
         self._queue: deque[_Group] = deque()
         self._pending: deque[_Group] = deque()
         self._flushing = self._paused = False
+        self._put_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
         self._takeover: Takeover | None = None
@@ -99,7 +105,7 @@ class MultiplexedLane(asyncio.Protocol):
         self._heard_at = 0.0  # on this connection
         self._gone = asyncio.Event()
         self._gone.set()
-        self._keeper: AsyncGenerator[None, None] | None = None
+        self._keeper: Keeper | None = None
 
     def __repr__(self) -> str:
         return f"<Lane to {self._endpoint!r}, {self.state.value}, {len(self._pending)} pending, {len(self._queue)} queued>"
@@ -114,10 +120,11 @@ class MultiplexedLane(asyncio.Protocol):
 
     def put(self, commands: Sequence[Command], handler: Handler, *, timeout: float, repeatable: bool, patient: bool = False) -> None:
         raw = packed(commands)
-        if self.state is State.CLOSED or (self.state is State.DOWN and not patient and self._loop.time() < self._not_before):
+        self._put_at = now = self._loop.time()
+        if self.state is not _READY and self._refuses(patient, now):
             handler.fail(own_copy(self._error or BackendError(f"the connection to {self._endpoint!r} is closed")))
             return
-        self._queue.append(_Group(raw, len(commands), handler, self._loop.time() + timeout, repeatable, patient))
+        self._queue.append(_Group(raw, len(commands), handler, now + timeout, repeatable, patient))
         if not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush)
@@ -128,6 +135,9 @@ class MultiplexedLane(asyncio.Protocol):
         handler = FutureHandler()
         self.put(commands, handler, timeout=timeout, repeatable=repeatable, patient=patient)
         return handler.future
+
+    def _refuses(self, patient: bool, now: float) -> bool:
+        return self.state is State.CLOSED or (self.state is State.DOWN and not patient and now < self._not_before)
 
     # Writing
 
@@ -141,15 +151,19 @@ class MultiplexedLane(asyncio.Protocol):
         queue = self._queue
         if not queue:
             return
-        self._arm(min(group.deadline for group in queue) if len(queue) > 1 else queue[0].deadline)
-        if self.state is State.READY:
+        deadline = queue[0].deadline if len(queue) == 1 else min(group.deadline for group in queue)
+        if self._timer is None or deadline < self._timer.when():
+            self._arm(deadline)
+        state = self.state
+        if state is _READY:
             if not self._paused:
-                self._write()
-        elif self.state is not State.CONNECTING:
+                self._write(self._put_at)
+        elif state is not State.CONNECTING:
             self._connect_when_due()
 
-    def _write(self) -> None:
-        now, out = self._loop.time(), []
+    def _write(self, now: float) -> None:
+        """Write what is queued; `now` is a time not later than this."""
+        out = []
         for group in self._queue:
             if not group.over:
                 group.written_at = now
@@ -177,7 +191,7 @@ class MultiplexedLane(asyncio.Protocol):
                 reply = gets()
                 if reply is _NOTHING:
                     return
-                if type(reply) is hiredis.PushNotification:
+                if type(reply) is _Push:
                     if self._on_push is not None:
                         self._on_push(reply)
                     continue
@@ -198,7 +212,7 @@ class MultiplexedLane(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._paused = False
         if self._queue and self.state is State.READY:
-            self._write()
+            self._write(self._loop.time())
 
     def eof_received(self) -> None:
         self._paused = True  # nothing more is written to it; `connection_lost` is next
@@ -252,7 +266,8 @@ class MultiplexedLane(asyncio.Protocol):
 
     def _start_connecting(self) -> None:
         self.state = State.CONNECTING
-        self._keep_until_the_loop_ends()
+        if self._keeper is None:
+            self._keeper = Keeper(self._let_go)
         self._connecting = self._loop.create_task(self._connect())
 
     async def _connect(self) -> None:
@@ -276,7 +291,7 @@ class MultiplexedLane(asyncio.Protocol):
         else:
             self.state, self._error = State.READY, None
             if self._queue and not self._paused:
-                self._write()
+                self._write(self._loop.time())
 
     def _went_down(self, error: BackendError) -> None:
         self._failures += 1
@@ -328,36 +343,22 @@ class MultiplexedLane(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def _keep_until_the_loop_ends(self) -> None:
-        """An open transport of a closed loop would warn: `asyncio.run` ends generators before it closes its loop, and this one lets go."""
-        if self._keeper is None:
-            self._keeper = self._until_the_loop_ends()
-            try:
-                self._keeper.__anext__().send(None)
-            except StopIteration:
-                pass
-
-    async def _until_the_loop_ends(self) -> AsyncGenerator[None, None]:
-        try:
-            yield
-        finally:
-            self._keeper = None
-            if self.state is not State.CLOSED:
-                self.state = State.IDLE
-                self._fail_everything(BackendError("the event loop has ended"))
-            self._abort()
+    async def _let_go(self) -> None:
+        """At the end of the loop, or of this lane."""
+        self._keeper = None
+        if self.state is not State.CLOSED:
+            self.state = State.IDLE
+        self._fail_everything(self._error or BackendError("the event loop has ended"))
+        self._abort()
 
     async def aclose(self) -> None:
         self.state, self._error = State.CLOSED, BackendError(f"the connection to {self._endpoint!r} is closed")
         if self._timer is not None:
             self._timer.cancel()
-        self._fail_everything(self._error)
         if self._connecting is not None:
             self._connecting.cancel()
             await asyncio.wait({self._connecting})
-        if self._keeper is not None:
-            await self._keeper.aclose()
-        self._abort()
+        await (self._let_go() if self._keeper is None else self._keeper.aclose())
         async with asyncio.timeout(STUCK_AFTER):
             await self._gone.wait()
 
