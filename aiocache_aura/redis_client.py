@@ -14,6 +14,8 @@ from aiocache_aura.errors import ConfigurationError
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
+    from aiocache_aura.stores.connections import Keeper
+
 DEFAULTS: dict[str, Any] = {
     "max_connections": 50,
     "socket_timeout": 5.0,
@@ -29,6 +31,7 @@ class RedisClient:
 
     _options: dict[str, Any] = dict(DEFAULTS)
     _clients: dict[tuple[int, asyncio.AbstractEventLoop | None], Redis] = {}
+    _keepers: dict[asyncio.AbstractEventLoop, Keeper] = {}
 
     @classmethod
     def configure(cls, *, url: str | None = None, **options: Any) -> None:
@@ -58,6 +61,8 @@ class RedisClient:
             client = cls._clients.pop((pid, None), None) or cls._make()
             cls._forget_the_dead(pid)
             cls._clients[pid, loop] = client
+            if loop is not None:
+                cls._keep(loop, client)
         return client
 
     @classmethod
@@ -67,8 +72,23 @@ class RedisClient:
         for key in ((pid, loop), (pid, None)):
             client = cls._clients.pop(key, None)
             if client is not None:
-                await client.aclose()
-                await client.connection_pool.disconnect()
+                await _close(client)
+        keeper = None if loop is None else cls._keepers.pop(loop, None)
+        if keeper is not None:
+            await keeper.aclose()
+
+    @classmethod
+    def _keep(cls, loop: asyncio.AbstractEventLoop, client: Redis) -> None:
+        """Have the client closed when its loop ends, if nobody has closed it until then."""
+        from aiocache_aura.stores.connections import Keeper
+
+        async def let_go() -> None:
+            cls._keepers.pop(loop, None)
+            if cls._clients.get((os.getpid(), loop)) is client:
+                del cls._clients[os.getpid(), loop]
+                await _close(client)
+
+        cls._keepers[loop] = Keeper(let_go)
 
     @classmethod
     def _make(cls) -> Redis:
@@ -81,21 +101,25 @@ class RedisClient:
 
         options = dict(cls._options)
         endpoint = Endpoint.from_url(options.pop("url", None) or _url_of_environment())
-        size, wait = options.pop("max_connections"), options.pop("pool_timeout")
+        options |= endpoint.options  # as in redis-py, what a URL says counts
+        size, wait = options.pop("max_connections"), options.pop("timeout", options.pop("pool_timeout"))
         if options.pop("retry_on_timeout") and "retry" not in options:
             options["retry"] = Retry(ExponentialBackoff(cap=0.5, base=0.01), 1, supported_errors=(RedisTimeoutError,))
         return Redis(connection_pool=pool_of(endpoint, max_connections=size, timeout=wait, **options))
 
     @classmethod
     def _forget_the_dead(cls, pid: int) -> None:
-        """Drop the clients of closed loops; those of a parent process are kept, unused, so that nothing closes them."""
-        for key, _ in list(cls._clients.items()):
-            owner, loop = key
+        """Let go of the clients of closed loops; those of a parent process are kept, unused, so that nothing closes them."""
+        from aiocache_aura.stores.connections import forget_pool
+
+        for owner, loop in list(cls._clients):
             if owner == pid and loop is not None and loop.is_closed():
-                _dropped.append(cls._clients.pop(key))
+                forget_pool(cls._clients.pop((owner, loop)).connection_pool, pid)
 
 
-_dropped: list[Any] = []  # their sockets belong to a loop that cannot be told to close them
+async def _close(client: Redis) -> None:
+    await client.aclose()
+    await client.connection_pool.disconnect()
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -15,9 +15,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Mapping
+import os
+import socket
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
 from typing import Any
 
 import redis.asyncio as redis_asyncio
@@ -31,27 +34,29 @@ from aiocache_aura.errors import BackendError, ConfigurationError
 CONNECT_TIMEOUT = 2.0
 SCHEMES = {"redis": "redis", "rediss": "rediss", "unix": "unix", "valkey": "redis", "valkeys": "rediss"}
 _LATER = ("redis+sentinel", "redis+cluster")
-_SECRETS = ("password", "username", "credential_provider")
 
 
 class Resp3RefusedError(BackendError):
-    """The server, or a proxy before it, does not speak RESP3: it is served through redis-py's own API."""
+    """The server, or a proxy before it, does not speak RESP3: only a client made with protocol=2 can use it."""
 
 
 @cache
 def safe_class(base: Any) -> Any:
     """A connection class whose interrupted handshake closes the connection."""
-    name = "on_connect_check_health" if hasattr(base, "on_connect_check_health") else "on_connect"
-    shake_hands = getattr(base, name)
+    names = [name for name in ("connect", "connect_check_health") if hasattr(base, name)]
+    return type(f"Safe{base.__name__}", (base,), {name: _guarded(getattr(base, name)) for name in names})
 
+
+def _guarded(connect: Any) -> Any:
+    @wraps(connect)
     async def guarded(self: Any, *args: Any, **kwargs: Any) -> None:
         try:
-            await shake_hands(self, *args, **kwargs)
+            await connect(self, *args, **kwargs)
         except BaseException:
             self._close()
             raise
 
-    return type(f"Safe{base.__name__}", (base,), {name: guarded})
+    return guarded
 
 
 _STANDARD = (redis_connection.Connection, redis_connection.SSLConnection, redis_connection.UnixDomainSocketConnection)
@@ -82,7 +87,11 @@ class Endpoint:
             options: dict[str, Any] = dict(redis_connection.parse_url(f"{SCHEMES[scheme]}://{rest}"))
         except ValueError as error:
             raise ConfigurationError(f"the {scheme}:// URL cannot be read: {error}") from None
-        return cls(options.pop("connection_class", redis_connection.Connection), options)
+        endpoint = cls(options.pop("connection_class", redis_connection.Connection), options)
+        unknown = sorted(set(options) - _parameters(endpoint.connection_class) - {*_POOL_ONLY})
+        if unknown:
+            raise ConfigurationError(f"the {scheme}:// URL has an option that redis-py does not know: {unknown[0]}=")
+        return endpoint
 
     @classmethod
     def from_client(cls, client: Any) -> Endpoint | None:
@@ -145,21 +154,73 @@ def _no_maintenance() -> Any:
 
 def pool_of(endpoint: Endpoint, *, max_connections: int, timeout: float, **options: Any) -> redis_asyncio.BlockingConnectionPool:
     """A pool whose callers wait for a connection, at most `timeout` seconds, instead of failing; made of safe connections."""
-    chosen = {**endpoint.options, **options, "maint_notifications_config": _no_maintenance(), "driver_info": None}
+    ours = {"maint_notifications_config": _no_maintenance(), "driver_info": None}
     known = _parameters(endpoint.connection_class)
-    chosen = {name: value for name, value in chosen.items() if name not in ("maint_notifications_config", "driver_info") or name in known}
+    given = {name: value for name, value in {**endpoint.options, **options}.items() if name not in _POOL_ONLY}
+    chosen = given | {name: value for name, value in ours.items() if name in known}
     return redis_asyncio.BlockingConnectionPool(
         connection_class=safe_class(endpoint.connection_class), max_connections=max_connections, timeout=timeout, **chosen
     )
 
 
+class Keeper:
+    """Calls `let_go` once: when it is closed, or when the running loop ends.
+
+    `asyncio.run` closes the generators that are open before it closes its loop; a transport that is still open then would warn.
+    """
+
+    __slots__ = ("_generator",)
+
+    def __init__(self, let_go: Callable[[], Awaitable[None]]) -> None:
+        self._generator = _until_closed(let_go)
+        try:
+            self._generator.__anext__().send(None)
+        except StopIteration:
+            pass
+
+    async def aclose(self) -> None:
+        await self._generator.aclose()
+
+
+async def _until_closed(let_go: Callable[[], Awaitable[None]]) -> AsyncGenerator[None, None]:
+    try:
+        yield
+    finally:
+        await let_go()
+
+
+def forget(transport: asyncio.BaseTransport, pid: int, owner: object) -> None:
+    """Let go of what a closed loop, or the process `pid` that this one was forked from, has open.
+
+    Nobody can close it: a closed loop's transports can do nothing, and those of a fork's parent are in use. So `owner` is kept for good:
+    a transport that is collected warns, and closes its socket. Only the server is told, if it is this process that leaves.
+    """
+    _forgotten.append(owner)
+    ours = transport.get_extra_info("socket")
+    if pid == os.getpid() and ours is not None:
+        with suppress(OSError), socket.socket(fileno=os.dup(ours.fileno())) as copy:
+            copy.shutdown(socket.SHUT_RDWR)
+
+
+_forgotten: list[object] = []
+
+
+def forget_pool(pool: Any, pid: int) -> None:
+    """`forget` for all connections of a pool."""
+    _forgotten.append(pool)
+    for connection in (*getattr(pool, "_available_connections", ()), *getattr(pool, "_in_use_connections", ())):
+        writer = getattr(connection, "_writer", None)
+        if isinstance(writer, asyncio.StreamWriter):
+            forget(writer.transport, pid, connection)
+
+
 class Takeover:
     """A connection whose transport now belongs to a protocol of ours."""
 
-    __slots__ = ("_connection", "_old", "transport")
+    __slots__ = ("_connection", "_old", "_pid", "transport")
 
     def __init__(self, connection: Any, old: asyncio.BaseProtocol, transport: asyncio.Transport) -> None:
-        self._connection, self._old, self.transport = connection, old, transport
+        self._connection, self._old, self.transport, self._pid = connection, old, transport, os.getpid()
 
     def connection_lost(self, error: Exception | None) -> None:
         """Tell the protocol that was there: redis-py waits for it when it closes."""
@@ -171,11 +232,8 @@ class Takeover:
         self.transport.abort()
 
     def forget(self) -> None:
-        """Let go without a word: after a fork the socket is the parent's, and a closed loop cannot be told anything."""
-        _forgotten.append(self)
-
-
-_forgotten: list[Takeover] = []  # kept for good: collected, a transport would close its socket and warn
+        """Let go, without touching the loop."""
+        forget(self.transport, self._pid, self)
 
 
 async def take_over(endpoint: Endpoint, protocol: asyncio.Protocol) -> Takeover:
@@ -183,26 +241,33 @@ async def take_over(endpoint: Endpoint, protocol: asyncio.Protocol) -> Takeover:
 
     Bytes that came behind the handshake are handed on; half a message in redis-py's parser cannot be, and counts as a failure.
     """
-    connection = safe_class(endpoint.connection_class)(**endpoint.connection_options())
+    try:
+        connection = safe_class(endpoint.connection_class)(**endpoint.connection_options())
+    except (TypeError, ValueError, RedisError) as error:
+        raise _explained(endpoint, error) from error
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT):
             await connection.connect()
             await _require_resp3(connection)
-    except AuthenticationError as error:
-        raise BackendError(f"{endpoint!r} refuses the login: {error}") from error
-    except (RedisError, OSError, TimeoutError) as error:
-        connection._close()
-        raise _explained(endpoint, error) from error
-    except BaseException:
+        return _exchange(connection, protocol)
+    except BackendError:
         connection._close()
         raise
-    return _exchange(connection, protocol)
+    except BaseException as error:
+        connection._close()
+        if not isinstance(error, Exception):
+            raise
+        raise _explained(endpoint, error) from error  # whatever it is: a credential provider may raise anything
 
 
 def _explained(endpoint: Endpoint, error: Exception) -> BackendError:
     text = str(error) or type(error).__name__
+    if isinstance(error, AuthenticationError):
+        return BackendError(f"{endpoint!r} refuses the login: {text}; check the user and password")
     if isinstance(error, ResponseError) and "unknown command" in text.lower():
-        return Resp3RefusedError(f"{endpoint!r} does not speak RESP3: {text}")
+        return Resp3RefusedError(
+            f"{endpoint!r} does not speak RESP3 ({text}): it takes Redis 6.2 or later, or CacheManager(client=Redis(..., protocol=2))"
+        )
     return BackendError(f"no connection to {endpoint!r}: {text}")
 
 
@@ -216,7 +281,6 @@ async def _require_resp3(connection: Any) -> None:
 def _exchange(connection: Any, protocol: asyncio.Protocol) -> Takeover:
     transport, reader = connection._writer.transport, connection._reader
     if connection._parser._reader.has_data() or reader.at_eof():
-        connection._close()
         raise BackendError("the connection ended, or left half a message behind, while it was taken over")
     early = bytes(reader._buffer)
     takeover = Takeover(connection, transport.get_protocol(), transport)

@@ -1,78 +1,93 @@
 """The same lanes over a client's public API: for fakeredis, RESP2 servers, and clients that only their maker can connect.
 
-One tick's groups go through a pipeline in one task of the link's own, in order. Slower than a multiplexed lane, and right.
+Invariants
+- Each lane has one pipeline under way; what is asked meanwhile leaves in the next, so order is kept and no pool is ever exhausted.
+- The pool is our own, made as the client's was: for each process and loop, with replies as bytes, and without retries, which would send a
+  group twice that may be sent only once. A pool of another kind than redis-py's own is used as it is.
+- A connection is made in the lane's own time: a caller waits within its timeout and never cancels it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import redis.asyncio as redis_asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from aiocache_aura.errors import BackendError, BackendTimeoutError, ConfigurationError
-from aiocache_aura.stores.base import Command, Handler
+from aiocache_aura.stores.base import Command, FutureHandler, Handler, own_copy
+from aiocache_aura.stores.connections import CONNECT_TIMEOUT, Endpoint, Keeper, forget_pool, pool_of
+
+PAUSE = 0.05  # before another attempt for those that wait for a server that is down
 
 
 class _Group:
-    __slots__ = ("commands", "handler", "over", "timeout")
+    __slots__ = ("commands", "deadline", "handler", "over", "patient", "repeatable", "timer", "tries")
 
-    def __init__(self, commands: Sequence[Command], handler: Handler, timeout: float) -> None:
-        self.commands, self.handler, self.timeout = commands, handler, timeout
-        self.over = False
+    def __init__(self, commands: Sequence[Command], handler: Handler, deadline: float, repeatable: bool, patient: bool) -> None:
+        self.commands, self.handler, self.deadline = commands, handler, deadline
+        self.repeatable, self.patient = repeatable, patient
+        self.over, self.tries = False, 0
+        self.timer = asyncio.get_running_loop().call_at(deadline, self._expire)
+
+    def may_go_again(self, *, sent: bool) -> bool:
+        if self.over:
+            return False
+        return self.repeatable and (self.patient or self.tries < 2) if sent else self.patient
+
+    def deliver(self, replies: list[object]) -> None:
+        if not self.over:
+            self._end()
+            self.handler.deliver(replies)
 
     def fail(self, error: BackendError) -> None:
         if not self.over:
-            self.over = True
-            self.handler.fail(error)
+            self._end()
+            self.handler.fail(own_copy(error))
 
+    def _expire(self) -> None:
+        self.fail(BackendTimeoutError("the server did not answer in time"))
 
-class _Waiting:
-    __slots__ = ("future",)
-
-    def __init__(self) -> None:
-        self.future: asyncio.Future[list[object]] = asyncio.get_running_loop().create_future()
-
-    def written(self) -> None:
-        return None
-
-    def deliver(self, replies: list[object]) -> None:
-        if not self.future.done():
-            self.future.set_result(replies)
-
-    def fail(self, error: BackendError) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
+    def _end(self) -> None:
+        self.over = True
+        self.timer.cancel()
 
 
 class PooledLane:
-    """A lane that borrows a connection of the client's pool for each tick."""
+    """A lane that borrows a connection of the pool for each batch of groups."""
 
     def __init__(self, client: redis_asyncio.Redis) -> None:
         self._client = client
         self._loop = asyncio.get_running_loop()
         self._collects: list[Callable[[], None]] = []
         self._queue: list[_Group] = []
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._flushing = False
+        self._task: asyncio.Task[None] | None = None
+        self._flushing = self._closed = False
 
     def __repr__(self) -> str:
-        return f"<PooledLane, {len(self._tasks)} under way, {len(self._queue)} queued>"
+        return f"<PooledLane, {'closed' if self._closed else 'busy' if self._task else 'idle'}, {len(self._queue)} queued>"
 
     def wake(self, collect: Callable[[], None], /) -> None:
         self._collects.append(collect)
         self._schedule()
 
     def put(self, commands: Sequence[Command], handler: Handler, *, timeout: float, repeatable: bool, patient: bool = False) -> None:
-        self._queue.append(_Group(commands, handler, timeout))
+        if self._closed:
+            handler.fail(_closed())
+            return
+        self._queue.append(_Group(commands, handler, self._loop.time() + timeout, repeatable, patient))
         self._schedule()
 
     def send(
         self, commands: Sequence[Command], *, timeout: float, repeatable: bool = False, patient: bool = False
     ) -> asyncio.Future[list[object]]:
-        handler = _Waiting()
+        handler = FutureHandler()
         self.put(commands, handler, timeout=timeout, repeatable=repeatable, patient=patient)
         return handler.future
 
@@ -83,91 +98,136 @@ class PooledLane:
 
     def _flush(self) -> None:
         collects, self._collects = self._collects, []
-        for collect in collects:
-            collect()
-        self._flushing = False
-        groups, self._queue = self._queue, []
-        if groups:
-            task = self._loop.create_task(self._run(groups))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def _run(self, groups: list[_Group]) -> None:
-        for group in groups:
-            group.handler.written()
         try:
-            async with asyncio.timeout(max(group.timeout for group in groups)):
-                replies = await self._execute([command for group in groups for command in group.commands])
-        except TimeoutError as error:
-            _fail(groups, BackendTimeoutError("the server did not answer in time"), error)
-        except (RedisError, OSError) as error:
-            _fail(groups, BackendError(f"the server cannot be asked: {error or type(error).__name__}"), error)
-        except BaseException as error:
-            _fail(groups, BackendError("the connection is closed"), error)
-            raise
-        else:
-            _deliver(groups, replies)
+            for collect in collects:
+                collect()
+        finally:
+            self._flushing = False
+        if self._queue and self._task is None:
+            self._task = self._loop.create_task(self._work())
 
-    async def _execute(self, commands: Sequence[Command]) -> list[object]:
+    async def _work(self) -> None:
+        groups: list[_Group] = []
+        try:
+            while self._queue:
+                groups, self._queue = self._queue, []
+                again, pause = await self._run(groups)
+                self._queue[:0] = again
+                if again and pause:
+                    await asyncio.sleep(PAUSE)
+        finally:
+            self._task = None
+            for group in (*groups, *self._queue):  # none but when this task was cancelled
+                group.fail(_closed())
+
+    async def _run(self, groups: Sequence[_Group]) -> tuple[list[_Group], bool]:
+        """Those to be sent again, and whether only after a pause."""
+        failure = await self._attempt(self._connect(), self._loop.time() + CONNECT_TIMEOUT)
+        if failure is not None:
+            return _parted(groups, failure, sent=False), True
+        groups = [group for group in groups if not group.over]
+        if not groups:
+            return [], False
+        for group in groups:
+            group.tries += 1
+            group.handler.written()
+        failure = await self._attempt(self._execute(groups), max(group.deadline for group in groups))
+        return ([], False) if failure is None else (_parted(groups, failure, sent=True), False)
+
+    async def _attempt(self, what: Any, deadline: float) -> BackendError | None:
+        try:
+            async with asyncio.timeout_at(deadline):
+                await what
+        except (TimeoutError, RedisTimeoutError) as error:
+            return _caused(BackendTimeoutError("the server did not answer in time"), error)
+        except (RedisError, OSError) as error:
+            return _caused(BackendError(f"the server cannot be asked: {error or type(error).__name__}"), error)
+        return None
+
+    async def _connect(self) -> None:
+        """Have a connection in the pool that is ready: a pipeline that runs out of time while it connects would never get one."""
+        pool: Any = self._client.connection_pool
+        await pool.release(await pool.get_connection())
+
+    async def _execute(self, groups: Sequence[_Group]) -> None:
         pipeline = self._client.pipeline(transaction=False)
         pipeline.response_callbacks = {}  # replies as they come, as on a lane
-        for command in commands:
-            pipeline.execute_command(*command)
+        for group in groups:
+            for command in group.commands:
+                pipeline.execute_command(*command)
         replies: list[object] = await pipeline.execute(raise_on_error=False)
-        return replies
+        at = 0
+        for group in groups:
+            try:
+                group.deliver(replies[at : at + len(group.commands)])
+            except ValueError as error:  # what came is no reply to what was asked
+                await self._client.connection_pool.disconnect()
+                raise RedisError(str(error)) from error
+            at += len(group.commands)
 
     async def aclose(self) -> None:
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        self._closed = True
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+        for group in self._queue:
+            group.fail(_closed())
 
 
-def _fail(groups: Sequence[_Group], error: BackendError, cause: BaseException) -> None:
+def _parted(groups: Sequence[_Group], error: BackendError, *, sent: bool) -> list[_Group]:
+    """Those to be sent again; the others fail."""
+    again = [group for group in groups if group.may_go_again(sent=sent)]
+    for group in groups:
+        if group not in again:
+            group.fail(error)
+    return again
+
+
+def _caused(error: BackendError, cause: Exception) -> BackendError:
     error.__cause__ = cause
-    for group in groups:
-        group.fail(error)
+    return error
 
 
-def _deliver(groups: Sequence[_Group], replies: list[object]) -> None:
-    at = 0
-    for group in groups:
-        group.over = True
-        group.handler.deliver(replies[at : at + len(group.commands)])
-        at += len(group.commands)
+def _closed() -> BackendError:
+    return BackendError("the connection is closed")
 
 
 class PooledLink:
     """Reads and writes through one client, which stays its owner's to close."""
 
     def __init__(self, client: Any) -> None:
-        self._client = binary_client(client)
+        own = own_pool(client)
+        self._client = client if own is None else redis_asyncio.Redis(connection_pool=own)
+        self._pid = os.getpid()
         self.reads = [PooledLane(self._client)]
         self.writes = PooledLane(self._client)
+        self._keeper = Keeper(self._let_go)
+        self._is_own = own is not None
 
     def __repr__(self) -> str:
         return f"<PooledLink {self.reads!r} {self.writes!r}>"
 
     async def aclose(self) -> None:
+        await self._keeper.aclose()
+
+    async def _let_go(self) -> None:
         for lane in (*self.reads, self.writes):
             await lane.aclose()
-        if self._client.connection_pool is not None and getattr(self._client, "_aura_owns", False):
+        if self._is_own:
             await self._client.connection_pool.disconnect()
 
     def forget(self) -> None:
-        return None
+        if self._is_own:
+            forget_pool(self._client.connection_pool, self._pid)
 
 
-def binary_client(client: Any) -> Any:
-    """The client, or one beside it on the same server that leaves bytes as they are."""
+def own_pool(client: Any) -> redis_asyncio.ConnectionPool | None:
+    """A pool of our own to a client's server; None where its pool is not one of redis-py's own kinds."""
     pool: Any = getattr(client, "connection_pool", None)
-    kwargs = getattr(pool, "connection_kwargs", None)
-    if not isinstance(kwargs, dict):
+    if not isinstance(getattr(pool, "connection_kwargs", None), dict):
         raise ConfigurationError(f"client= takes a redis.asyncio.Redis, not {type(client).__name__}")
-    if not kwargs.get("decode_responses"):
-        return client
-    own_pool = type(pool)(connection_class=pool.connection_class, **{**kwargs, "decode_responses": False})
-    binary = type(client)(connection_pool=own_pool)
-    binary._aura_owns = True
-    return binary
+    if type(pool) not in (redis_asyncio.ConnectionPool, redis_asyncio.BlockingConnectionPool):
+        return None
+    no_retries = {"retry": Retry(NoBackoff(), 0), "retry_on_timeout": False, "retry_on_error": []}
+    endpoint = Endpoint(pool.connection_class, {**pool.connection_kwargs, **no_retries, "decode_responses": False, "socket_timeout": None})
+    return pool_of(endpoint, max_connections=2, timeout=CONNECT_TIMEOUT)
