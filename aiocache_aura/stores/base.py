@@ -25,12 +25,13 @@ class Handler(Protocol):
     def written(self) -> None:
         """The group leaves now; called again if it is sent again after a lost connection."""
 
-    def deliver(self, replies: list[object]) -> None:
+    def deliver(self, replies: list[object]) -> bool:
         """One reply for each command, in order; an error of the server is a value among them, an instance of Exception.
 
-        ValueError for what cannot be the answer to these commands: then no later reply can be trusted to be its command's either, and the
-        connection is made anew.
+        False if these cannot be the replies to these commands: then those that follow are not those of theirs, and the connection is made
+        anew.
         """
+        ...
 
     def fail(self, error: BackendError) -> None:
         """No reply will be used: the time is up or the connection is gone. Called at most once, and never after `deliver`."""
@@ -47,9 +48,10 @@ class FutureHandler:
     def written(self) -> None:
         return None
 
-    def deliver(self, replies: list[object]) -> None:
+    def deliver(self, replies: list[object]) -> bool:
         if not self.future.done():
             self.future.set_result(replies)
+        return True
 
     def fail(self, error: BackendError) -> None:
         if not self.future.done():

@@ -201,7 +201,8 @@ class MultiplexedLane(asyncio.Protocol):
                     pending.popleft()
                     if not group.over:
                         group.over = True
-                        group.handler.deliver(group.replies)
+                        if not group.handler.deliver(group.replies):
+                            raise ValueError("it is of another kind")
         except (hiredis.HiredisError, IndexError, ValueError, TypeError) as error:
             log.warning("%r: what came is no reply to what was asked (%s); the connection is remade", self, error)
             self._abort()

@@ -41,10 +41,11 @@ class _Group:
             return False
         return self.repeatable and (self.patient or self.tries < 2) if sent else self.patient
 
-    def deliver(self, replies: list[object]) -> None:
-        if not self.over:
-            self._end()
-            self.handler.deliver(replies)
+    def deliver(self, replies: list[object]) -> bool:
+        if self.over:
+            return True
+        self._end()
+        return self.handler.deliver(replies)
 
     def fail(self, error: BackendError) -> None:
         if not self.over:
@@ -158,11 +159,9 @@ class PooledLane:
         replies: list[object] = await pipeline.execute(raise_on_error=False)
         at = 0
         for group in groups:
-            try:
-                group.deliver(replies[at : at + len(group.commands)])
-            except ValueError as error:  # what came is no reply to what was asked
+            if not group.deliver(replies[at : at + len(group.commands)]):
                 await self._client.connection_pool.disconnect()
-                raise RedisError(str(error)) from error
+                raise RedisError("what came is no reply to what was asked")
             at += len(group.commands)
 
     async def aclose(self) -> None:

@@ -18,20 +18,12 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, TypeAlias, TypeVar
 
-from redis.exceptions import (
-    AuthenticationError,
-    BusyLoadingError,
-    NoPermissionError,
-    NoScriptError,
-    OutOfMemoryError,
-    ReadOnlyError,
-)
-
 from aiocache_aura.codecs.envelope import FRONT
 from aiocache_aura.errors import BackendError
 from aiocache_aura.resilience.single_flight import Tick
-from aiocache_aura.stores.base import TOKEN_BYTES, Claim, Command, Fill, Lane, Link, Scopes, Tokens, Verdict
-from aiocache_aura.stores.scripts import BY_SHA1, EXPIRE, FILL, PLANT, STORE_IF, life_ms
+from aiocache_aura.stores.base import TOKEN_BYTES, Claim, Command, Fill, Lane, Link, Scopes, Tokens, Verdict, own_copy
+from aiocache_aura.stores.replies import code_of, is_answer, refused
+from aiocache_aura.stores.scripts import BY_SHA1, EXPIRE, FILL, PLANT, STORE_IF, Script, life_ms
 
 Found: TypeAlias = tuple[bytes | None, Tokens]
 T = TypeVar("T")
@@ -41,53 +33,6 @@ BATCH_BYTES: Final = 256 * 1024  # of keys
 REMOVED_AT_ONCE: Final = 1000
 SCAN_COUNT: Final = 500
 SPARE_LIFE: Final = 60.0  # seconds that a token is good for beyond the entries that carry it
-
-_ADVICE: Final = {
-    "NOAUTH": "put a user and password into the URL",
-    "WRONGPASS": "check the user and password in the URL",
-    "NOPERM": "allow this user the command, on the keys that begin with the prefix (ACL SETUSER)",
-    "OOM": "raise its maxmemory, or set a maxmemory-policy that evicts, such as allkeys-lru",
-    "READONLY": "this is a replica: point the URL at the master",
-    "NOREPLICAS": "too few of its replicas are connected for min-replicas-to-write",
-    "MISCONF": "it cannot save to its disk and refuses writes: see its log",
-    "LOADING": "it has just started and is reading its data: try again soon",
-    "BUSY": "a script of somebody's is running for too long: SCRIPT KILL ends it",
-    "CLUSTERDOWN": "some of the cluster's slots have no master",
-    "MOVED": "this is one node of a cluster: use a redis+cluster:// URL",
-    "CROSSSLOT": "this is one node of a cluster: use a redis+cluster:// URL",
-    "WRONGTYPE": "another program writes to this prefix: give each application its own",
-}
-_SHOWN: Final = 200
-
-
-# The classes for which redis-py takes the code out of the text; before version 7 it keeps it nowhere else.
-_CODES: Final[dict[type, str]] = {
-    AuthenticationError: "NOAUTH",
-    BusyLoadingError: "LOADING",
-    NoPermissionError: "NOPERM",
-    NoScriptError: "NOSCRIPT",
-    OutOfMemoryError: "OOM",
-    ReadOnlyError: "READONLY",
-}
-
-
-def code_of(error: Exception) -> str:
-    """The word that an error reply begins with."""
-    return str(getattr(error, "status_code", None) or _CODES.get(type(error)) or str(error).partition(" ")[0])
-
-
-def refused(command: Command, reply: object) -> BackendError:
-    """What to raise for a reply that is an error, or not what this command answers."""
-    script = BY_SHA1.get(str(command[1])) if command[0] == "EVALSHA" else None
-    name = f"{script.name} (EVALSHA)" if script is not None else str(command[0])
-    if not isinstance(reply, Exception):
-        return BackendError(f"the server answered {name} with an unexpected {type(reply).__name__}: is it a Redis or Valkey server?")
-    code, text = code_of(reply), str(reply)[:_SHOWN]
-    said = text if text.startswith(code) else f"{code} {text}"
-    advice = _ADVICE.get(code)
-    error = BackendError(f"{name}: the server said: {said}" + (f"; {advice}" if advice else ""))
-    error.__cause__ = reply
-    return error
 
 
 def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
@@ -149,12 +94,12 @@ class _Batch:
     def written(self) -> None:
         self._lookups.tick.take()
 
-    def deliver(self, replies: list[Any]) -> None:
+    def deliver(self, replies: list[Any]) -> bool:
         found: Any = replies[0] if len(replies) == 1 else None
         count = len(self.values)
         if found.__class__ is not list or len(found) != count + len(self.scopes):
             self.fail(refused(("MGET",), found))
-            return
+            return isinstance(found, Exception)
         tokens = self._lookups.tokens(dict(zip(self.scopes, found[count:], strict=True)))
         for future, raw in zip(self.values.values(), found, strict=False):
             if not future.done():
@@ -165,19 +110,13 @@ class _Batch:
                 for future in futures:
                     if not future.done():
                         future.set_result((raws[key], tokens))
+        return True
 
     def fail(self, error: BackendError) -> None:
         for futures in (self.values.values(), *(self.twins or {}).values()):
             for future in futures:
                 if not future.done():
-                    future.set_exception(_own(error))
-
-
-def _own(error: BackendError) -> BackendError:
-    """The same error for one more caller: a traceback grows with each that raises it."""
-    copy = error.__class__(*error.args)
-    copy.__cause__ = error.__cause__
-    return copy
+                    future.set_exception(own_copy(error))
 
 
 class Lookups:
@@ -234,20 +173,25 @@ class Lookups:
 class _Answer:
     """Handler of one write: takes the tick while its answer is parsed, then lets the caller go on."""
 
-    __slots__ = ("_tick", "_written", "future")
+    __slots__ = ("_commands", "_tick", "_written", "future")
 
-    def __init__(self, tick: Tick, written: Callable[[], None] | None) -> None:
-        self._tick, self._written = tick, written
+    def __init__(self, commands: Sequence[Command], tick: Tick, written: Callable[[], None] | None) -> None:
+        self._commands, self._tick, self._written = commands, tick, written
         self.future: asyncio.Future[list[object]] = asyncio.get_running_loop().create_future()
 
     def written(self) -> None:
         if self._written is not None:
             self._written()
 
-    def deliver(self, replies: list[object]) -> None:
+    def deliver(self, replies: list[object]) -> bool:
         self._tick.take()
+        for command, reply in zip(self._commands, replies, strict=False):
+            if not is_answer(command, reply):
+                self.fail(refused(command, reply))
+                return False
         if not self.future.done():
             self.future.set_result(replies)
+        return True
 
     def fail(self, error: BackendError) -> None:
         if not self.future.done():
@@ -279,20 +223,30 @@ class Writes:
         missing = [at for at, reply in enumerate(replies) if isinstance(reply, Exception) and code_of(reply) == "NOSCRIPT"]
         if missing:
             again = [*missing, *range(len(commands) - last, len(commands))]
-            load = [script.load() for script in dict.fromkeys(BY_SHA1[str(commands[at][1])] for at in missing)]
-            left = max(deadline - asyncio.get_running_loop().time(), 0.0)
-            answers = await self._ask([*load, *(commands[at] for at in again)], left, repeatable, False, written)
-            for at, answer in zip(again, answers[len(load) :], strict=True):
+            answers = await self._with_scripts([commands[at] for at in again], deadline, repeatable, written)
+            for at, answer in zip(again, answers, strict=True):
                 replies[at] = answer
         for command, reply in zip(commands, replies, strict=True):
             if isinstance(reply, Exception):
                 raise refused(command, reply)
         return replies
 
+    async def _with_scripts(
+        self, commands: Sequence[Command], deadline: float, repeatable: bool, written: Callable[[], None] | None
+    ) -> list[Any]:
+        """The replies once the server has been told the scripts: loaded for good, or run from their source where this user may not load."""
+        time = asyncio.get_running_loop().time
+        scripts = dict.fromkeys(BY_SHA1[str(command[1])] for command in commands if command[0] == "EVALSHA")
+        load = [script.load() for script in scripts]
+        answers = await self._ask([*load, *commands], max(deadline - time(), 0.0), repeatable, False, written)
+        if any(isinstance(answer, Exception) and code_of(answer) == "NOPERM" for answer in answers[: len(load)]):
+            return await self._ask(_spelt_out(commands), max(deadline - time(), 0.0), repeatable, False, written)
+        return answers[len(load) :]
+
     async def _ask(
         self, commands: Sequence[Command], timeout: float, repeatable: bool, patient: bool, written: Callable[[], None] | None
     ) -> list[Any]:
-        answer = _Answer(self._tick, written)
+        answer = _Answer(commands, self._tick, written)
         self._lane.put(commands, answer, timeout=timeout, repeatable=repeatable, patient=patient)
         replies = await answer.future
         if len(replies) != len(commands):
@@ -434,6 +388,18 @@ def _plant(scopes: Sequence[bytes], life: float | None) -> Iterator[Command]:
     one, two = (life_ms(None if life is None else times * (life + SPARE_LIFE)) for times in (1, 2))
     for chunk in chunks(scopes, BATCH_KEYS):
         yield PLANT.run(chunk, one, two, *(os.urandom(TOKEN_BYTES) for _ in chunk))
+
+
+def _spelt_out(commands: Sequence[Command]) -> list[Command]:
+    """With the source of each script at its first use, which makes it known for the others."""
+    known: set[Script] = set()
+    spelt: list[Command] = []
+    for command in commands:
+        script = BY_SHA1.get(str(command[1])) if command[0] == "EVALSHA" else None
+        spelt.append(command if script is None or script in known else ("EVAL", script.source, *command[2:]))
+        if script is not None:
+            known.add(script)
+    return spelt
 
 
 def _tokens(scopes: Sequence[bytes], replies: Sequence[object]) -> Tokens:
