@@ -39,11 +39,18 @@ class Loaded:
     def __init__(self, value: Any, sealed: tuple[int, bytes] | None, serializer: Serializer) -> None:
         self.value, self._sealed, self._serializer = value, sealed, serializer
 
-    def take(self) -> Any:
+    def take(self, serializer: Serializer) -> Any:
+        """It, as a read of the store by this serializer gives it; RETRY where such a read would miss, for another type is declared."""
+        same = self._serializer.schema == serializer.schema
         if self._sealed is None:
-            return self.value
+            return self.value if same or self.value is None else RETRY
         codec, payload = self._sealed
-        return self._serializer.decode(codec, self._serializer.schema, payload)
+        try:
+            return serializer.decode(codec, self._serializer.schema, payload)
+        except Undecodable:
+            if same:
+                raise
+            return RETRY
 
 
 class Engine(Writes):
@@ -97,7 +104,7 @@ class Engine(Writes):
         counted = False
         while True:
             flight = self.flights.get(address.key)
-            if flight is None and left > 0:
+            if (flight is None or flight.refreshes) and left > 0:
                 asked = began if answer else self._tick.now
                 try:
                     value = await self._find(address, terms, answer)
@@ -106,25 +113,32 @@ class Engine(Writes):
                     left = 0.0
                 else:
                     if value is not MISSING:
-                        self._count_hit(terms, address)
+                        if not counted:
+                            self._count_hit(terms, address)
                         return value
                 answer = None
                 flight = self.flights.get(address.key)
-                if flight is None and left > 0 and self.flights.filled_since(address.key, asked):
+                if left > 0 and self._was_filled(address.key, asked):
                     continue
             if not counted:
                 counted = True
                 self._count_miss(terms, address, coalesced=flight is not None)
             if flight is None:
-                flight = self._take_off(address, terms, load, left)
-            outcome = await flight.outcome(flight.board(began, load if terms.personal else None))
-            if outcome is not RETRY and outcome is not MISSING:
-                return outcome.take()
+                flight, waiter = self._take_off(address, terms, load, began, left)
+            else:
+                waiter = flight.board(began, load if terms.personal else None)
+            value = _taken(await flight.outcome(waiter), terms)
+            if value is not RETRY and value is not MISSING:
+                return value
 
-    def _take_off(self, address: Address, terms: Terms, load: Load, left: float) -> Flight:
-        flight = self.flights.open(address.key, address.scopes)
+    def _take_off(
+        self, address: Address, terms: Terms, load: Load, began: int, left: float, *, refreshes: bool = False
+    ) -> tuple[Flight, Waiter]:
+        """A new flight, with its first caller aboard before it starts."""
+        flight = self.flights.open(address.key, address.scopes, refreshes=refreshes)
+        waiter = flight.board(began, load if terms.personal else None)
         self.flights.start([flight], partial(self._fly, flight, address, terms, load, left))
-        return flight
+        return flight, waiter
 
     async def _fly(self, flight: Flight, address: Address, terms: Terms, load: Load, left: float) -> None:
         claims, left = await self._claim([address], terms, left)
@@ -216,13 +230,17 @@ class Engine(Writes):
         began = self._tick.now
         self._count_miss(terms, address, coalesced=False)
         flight = self.flights.get(address.key)
-        if flight is None or not flight.was_founded_by(began):
-            flight = self._take_off(address, terms, load, self._budget)
         while True:
-            outcome = await flight.outcome(flight.board(began, load if terms.personal else None))
-            if outcome is not RETRY and outcome is not MISSING:
-                return outcome.take()
-            flight = self._take_off(address, terms, load, self._budget)
+            if flight is not None:
+                flight.refuse_recursion()
+            if flight is None or not flight.was_founded_by(began):
+                flight, waiter = self._take_off(address, terms, load, began, self._budget, refreshes=True)
+            else:
+                waiter = flight.board(began, load if terms.personal else None)
+            value = _taken(await flight.outcome(waiter), terms)
+            if value is not RETRY and value is not MISSING:
+                return value
+            flight = None
 
     async def get(self, address: Address, terms: Terms, *, count: bool = True) -> Any:
         """The stored value, or MISSING; BackendError where the store cannot be asked."""
@@ -252,24 +270,41 @@ class Engine(Writes):
         """
         began, left = self._tick.now, self._budget
         values: list[Any] = [MISSING] * len(addresses)
-        wanted = list(range(len(addresses)))
+        wanted, counted = list(range(len(addresses))), set[int]()
         while wanted:
+            asked = self._tick.now
             if left > 0:
                 try:
-                    found = await self.get_many([addresses[n] for n in wanted], terms)
+                    found = await self.get_many([addresses[n] for n in wanted], terms, count=False)
                 except BackendError as error:
                     self._fault(error, terms)
                     left = 0.0
                 else:
                     values = _with(values, wanted, found)
+            self._count_many(addresses, terms, [n for n in wanted if values[n] is not MISSING and n not in counted], hits=True)
             wanted = [n for n in wanted if values[n] is MISSING]
+            if left > 0 and any(self._was_filled(addresses[n].key, asked) for n in wanted):
+                continue
+            self._count_many(addresses, terms, [n for n in wanted if n not in counted], hits=False)
+            counted.update(wanted)
             aboard = self._board_all(addresses, wanted, terms, load, began, left)
             outcomes = await _all_outcomes(aboard)
             for n, outcome in outcomes.items():
-                values[n] = outcome if outcome is RETRY or outcome is MISSING else outcome.take()
-            wanted = [n for n, outcome in outcomes.items() if outcome is RETRY]
+                values[n] = _taken(outcome, terms)
+            wanted = [n for n in outcomes if values[n] is RETRY]
             values = [MISSING if value is RETRY else value for value in values]
         return values
+
+    def _was_filled(self, key: bytes, asked: int) -> bool:
+        """Whether a lookup that began then and missed has been overtaken by a fill, and should look again (V25)."""
+        return key not in self._under_way and self.flights.filled_since(key, asked)
+
+    def _count_many(self, addresses: Sequence[Address], terms: Terms, positions: Sequence[int], *, hits: bool) -> None:
+        for address in [addresses[n] for n in positions]:
+            if hits:
+                self._count_hit(terms, address)
+            else:
+                self._count_miss(terms, address, coalesced=address.key in self._under_way)
 
     def _board_all(
         self,
@@ -283,6 +318,8 @@ class Engine(Writes):
         """Join the flights there are and lead one batch for the rest, in one synchronous stretch."""
         led: dict[int, Flight] = {}
         aboard: dict[int, tuple[Flight, Waiter]] = {}
+        for flight in filter(None, [self.flights.get(addresses[n].key) for n in wanted]):
+            flight.refuse_recursion()  # before anything is joined or opened
         for n in wanted:
             flight = self.flights.get(addresses[n].key)
             if flight is None:
@@ -326,6 +363,11 @@ async def _all_answers(lookups: Sequence[Awaitable[tuple[bytes | None, Tokens]]]
         if isinstance(answer, BaseException):
             raise answer
     return [answer for answer in answers if not isinstance(answer, BaseException)]
+
+
+def _taken(outcome: Any, terms: Terms) -> Any:
+    """What a caller may take of a flight's outcome: a value, or RETRY, or MISSING."""
+    return outcome if outcome is RETRY or outcome is MISSING else outcome.take(terms.serializer)
 
 
 def _stored(loaded: Sequence[Any]) -> list[tuple[int, bytes] | None]:

@@ -54,11 +54,14 @@ class Writes(Entries):
                 writes = [self._write(terms, address, sealed, prints[address.key]) for address, sealed in encoded]
                 await self._port.store(writes, timeout=self._budget)
         finally:
-            self._sets_under_way -= 1
+            self._end_set()
             self.flights.close(address.key for address in addresses)
-            if not self._sets_under_way:
-                self._invalidated.clear()
         self._add(terms, "sets", len(items))
+
+    def _end_set(self) -> None:
+        self._sets_under_way -= 1
+        if not self._sets_under_way:
+            self._invalidated.clear()
 
     def _write(self, terms: Terms, address: Address, sealed: tuple[int, bytes], fingerprint: bytes) -> tuple[bytes, bytes, float | None]:
         entry = self._entry(terms, address, sealed, fingerprint, self._time(), 0.0)
@@ -100,14 +103,23 @@ class Writes(Entries):
         sealed = self._encode_explicit(terms, value)
         if not terms.life:
             return False
-        self.flights.close([address.key])
-        entry, raw, _ = await self._examine(address, None, terms)
-        if entry is not None:
-            return False
-        fingerprint = (await self._fingerprints([address], terms))[address.key]
-        key, fresh, life = self._write(terms, address, sealed, fingerprint)
-        written = await self._port.store_if(key, fresh, life, seen=raw, timeout=self._budget)
-        self.flights.close([address.key])
+        began = self._tick.now
+        self._sets_under_way += 1
+        try:
+            entry, raw, tokens = await self._examine(address, None, terms)
+            if entry is not None:
+                return False
+            if address.key not in self._missed:
+                self._remember_miss(address, tokens)
+            fingerprint = (await self._fingerprints([address], terms))[address.key]
+            if self._invalidated_since(began, [address]):
+                return False
+            self.flights.close([address.key])
+            key, fresh, life = self._write(terms, address, sealed, fingerprint)
+            written = await self._port.store_if(key, fresh, life, seen=raw, timeout=self._budget)
+            self.flights.close([address.key])
+        finally:
+            self._end_set()
         self._add(terms, "sets", int(written))
         return written
 

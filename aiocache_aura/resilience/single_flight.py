@@ -16,7 +16,7 @@ Invariants
 - A flight's end takes out only itself, by identity: a superseded flight does not remove its successor (V24).
 - Closed, superseded: whoever has joined keeps the flight; later callers start another; a closed flight stores nothing (M18).
 - A personal load uses what belongs to its caller (a session). It ends with that caller, which waits until it has, and the next waiting
-  caller's load takes its place (P2).
+  caller's load takes its place (P2). Who waits without a load of its own then looks again.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextvars import Context, ContextVar, copy_context
 from enum import Enum, IntEnum
 from typing import Any, Final, TypeAlias
+
+import anyio
 
 from aiocache_aura.errors import CacheError, RecursiveLoadError
 
@@ -40,6 +42,10 @@ class Retry(Enum):
 
 RETRY: Final = Retry.RETRY
 REMEMBERED_FILLS = 1024
+
+
+class _NobodyLoads(CacheError):
+    """Whose load it was has left, and who still waits has brought none."""
 
 
 class Tick:
@@ -80,10 +86,10 @@ class Waiter:
 class Flight:
     """One load on its way, and who waits for it."""
 
-    __slots__ = ("_crew", "_flights", "_running", "key", "load_tick", "phase", "scopes", "waiters")
+    __slots__ = ("_crew", "_flights", "_running", "key", "load_tick", "phase", "refreshes", "scopes", "waiters")
 
-    def __init__(self, flights: Flights, key: bytes, scopes: Iterable[bytes]) -> None:
-        self.key, self.scopes = key, frozenset(scopes)
+    def __init__(self, flights: Flights, key: bytes, scopes: Iterable[bytes], refreshes: bool) -> None:
+        self.key, self.scopes, self.refreshes = key, frozenset(scopes), refreshes
         self.phase = Phase.CLAIMING
         self.load_tick: int | None = None
         self.waiters: dict[Waiter, None] = {}
@@ -106,13 +112,17 @@ class Flight:
 
     def board(self, began: int, load: Load | None = None) -> Waiter:
         """Join now; a `load` is this caller's own, for a personal flight."""
+        self.refuse_recursion()
+        waiter = Waiter(began, self.phase < Phase.FILLING, load)
+        self.waiters[waiter] = None
+        return waiter
+
+    def refuse_recursion(self) -> None:
+        """RecursiveLoadError for a loader that would wait for itself."""
         if self in _aboard.get():
             raise RecursiveLoadError(
                 "a loader asked the cache for the key that it is loading; call the uncached function (fn.__wrapped__) there"
             )
-        waiter = Waiter(began, self.phase < Phase.FILLING, load)
-        self.waiters[waiter] = None
-        return waiter
 
     async def outcome(self, waiter: Waiter) -> Any:
         """What the load gave, its exception, or RETRY. Leaves the flight when the caller is cancelled."""
@@ -133,11 +143,13 @@ class Flight:
             self._abandon()
         if running is not None and running[0] is waiter:
             running[1].cancel()
-            await asyncio.wait({running[1]}, timeout=self._flights.patience)
+            with anyio.CancelScope(shield=True):  # a scope of anyio's cancels again and again, and would end the wait at once
+                await asyncio.wait({running[1]}, timeout=self._flights.patience)
 
     def _abandon(self) -> None:
+        """Nobody waits any more. A personal load under way is cancelled by the leaving of its owner, once, so that it can clean up."""
         self._flights.take_out(self)
-        if self._crew is not None:
+        if self._crew is not None and self._running is None:
             self._crew.lose(self)
 
     # The load's side
@@ -152,9 +164,9 @@ class Flight:
     async def run_personal(self) -> Any:
         """Run the load of the caller that has waited longest; if it leaves, the next one's."""
         while True:
-            owner = next(iter(self.waiters), None)
+            owner = next((waiter for waiter in self.waiters if waiter.load is not None), None)
             if owner is None or owner.load is None:
-                raise asyncio.CancelledError
+                raise _NobodyLoads("whose load it was has left")
             self.begin_load()
             task = asyncio.get_running_loop().create_task(self._in_flight(owner.load), context=owner.context)
             self._running = owner, task
@@ -179,7 +191,8 @@ class Flight:
     def fail(self, error: BaseException) -> None:
         """The load failed: founders get its exception, late ones look again."""
         for waiter in self._end():
-            if not self.was_founded_by(waiter.began) and not isinstance(error, CacheError):
+            late = not self.was_founded_by(waiter.began) and not isinstance(error, CacheError)
+            if late or isinstance(error, _NobodyLoads):
                 waiter.future.set_result(RETRY)
             elif isinstance(error, asyncio.CancelledError):
                 waiter.future.cancel()
@@ -218,7 +231,7 @@ class Flights:
     def __init__(self, tick: Tick, *, patience: float) -> None:
         self.tick, self.patience = tick, patience
         self.by_key: dict[bytes, Flight] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], _Crew] = {}
         self._filled: dict[bytes, int] = {}
 
     def __repr__(self) -> str:
@@ -230,9 +243,9 @@ class Flights:
     def get(self, key: bytes) -> Flight | None:
         return self.by_key.get(key)
 
-    def open(self, key: bytes, scopes: Iterable[bytes]) -> Flight:
-        """A new flight for this key; one that was open there is closed."""
-        flight = self.by_key[key] = Flight(self, key, scopes)
+    def open(self, key: bytes, scopes: Iterable[bytes], *, refreshes: bool = False) -> Flight:
+        """A new flight for this key; one that was open there is closed. One that `refreshes` is joined only by reads that have missed."""
+        flight = self.by_key[key] = Flight(self, key, scopes, refreshes)
         return flight
 
     def start(self, flights: list[Flight], drive: Callable[[], Awaitable[None]]) -> None:
@@ -241,7 +254,7 @@ class Flights:
         for flight in flights:
             flight._crew = crew  # noqa: SLF001 - set once, here
         task = crew.task = asyncio.get_running_loop().create_task(self._aboard_of(flights, drive))
-        self._tasks.add(task)
+        self._tasks[task] = crew
         task.add_done_callback(lambda done: self._landed(crew, done))
 
     async def _aboard_of(self, flights: list[Flight], drive: Callable[[], Awaitable[None]]) -> None:
@@ -249,7 +262,7 @@ class Flights:
         await drive()
 
     def _landed(self, crew: _Crew, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        self._tasks.pop(task, None)
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         for flight in crew.flights:
             if flight.phase is not Phase.DONE:
@@ -280,8 +293,8 @@ class Flights:
         return self._filled.get(key, -1) >= tick
 
     async def aclose(self) -> None:
-        """Fail every flight and wait for the tasks to end."""
-        for flight in list(self.by_key.values()):
+        """Fail every flight, closed ones too, and wait for the tasks to end."""
+        for flight in [flight for crew in self._tasks.values() for flight in crew.flights if flight.phase is not Phase.DONE]:
             flight.fail(CacheError("the cache manager was closed while this value was loading"))
         tasks = list(self._tasks)
         for task in tasks:
