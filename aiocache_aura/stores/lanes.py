@@ -23,6 +23,7 @@ import logging
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from enum import Enum
 from typing import Any
 
@@ -216,7 +217,7 @@ class MultiplexedLane(asyncio.Protocol):
             self._write(self._loop.time())
 
     def eof_received(self) -> None:
-        self._paused = True  # nothing more is written to it; `connection_lost` is next
+        self._abort()  # a transport that closes by itself waits until a silent server has read what was written
 
     def connection_lost(self, exc: Exception | None) -> None:
         takeover, self._takeover, self._transport = self._takeover, None, None
@@ -296,7 +297,7 @@ class MultiplexedLane(asyncio.Protocol):
 
     def _went_down(self, error: BackendError) -> None:
         self._failures += 1
-        pause = min(BACKOFF_FIRST * 2 ** (self._failures - 1), BACKOFF_MOST) * random.uniform(0.5, 1)  # noqa: S311
+        pause = min(BACKOFF_FIRST * 2 ** min(self._failures - 1, 10), BACKOFF_MOST) * random.uniform(0.5, 1)  # noqa: S311
         self.state, self._error = State.DOWN, error
         self._not_before = self._loop.time() + pause
         queue, self._queue = self._queue, deque(group for group in self._queue if group.patient and not group.over)
@@ -360,8 +361,9 @@ class MultiplexedLane(asyncio.Protocol):
             self._connecting.cancel()
             await asyncio.wait({self._connecting})
         await (self._let_go() if self._keeper is None else self._keeper.aclose())
-        async with asyncio.timeout(STUCK_AFTER):
-            await self._gone.wait()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STUCK_AFTER):
+                await self._gone.wait()
 
     def _fail_everything(self, error: BackendError) -> None:
         groups, self._queue, self._pending = [*self._pending, *self._queue], deque(), deque()
