@@ -1,0 +1,363 @@
+"""Races, forced: operations of a store that wait at each of their moments until the test lets them go on.
+
+An operation of a port has moments that a real network pulls apart: it is asked for, written, executed, answered. A `Step` is one operation
+held in front of each of them; the test moves it on. What was not asked to be held passes through at once. A caller that is cancelled drops
+its future, and the operation is executed all the same, as on a lane.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiocache_aura.codecs.serializers import serializer_for
+from aiocache_aura.engine import Engine
+from aiocache_aura.entries import Terms
+from aiocache_aura.errors import BackendError
+from aiocache_aura.generations import Address, Addresses, tag_extra
+from aiocache_aura.keys import user_tail
+from aiocache_aura.owner import USER_LEFT_OUT, Owner
+from aiocache_aura.resilience.single_flight import Tick
+from aiocache_aura.stats import Counts
+from aiocache_aura.stores import base
+from aiocache_aura.stores.connections import Endpoint
+from aiocache_aura.stores.lanes import LaneLink
+from aiocache_aura.stores.memory import MemoryStore
+from aiocache_aura.stores.redis import RedisPort
+from tests.clocks import ManualClock
+
+SOON = 5.0  # seconds after which a test that waits for a step has failed
+ADDRESSES = Addresses("p")
+OPERATIONS = ("lookup", "claim", "fill", "generations", "store", "store_if", "expire", "delete", "invalidate", "purge")
+
+
+class Step:
+    """One operation on its way. `written`, then `execute`, then `answer` (or `fail`); `go` is all of it."""
+
+    def __init__(self, name: str, what: tuple[Any, ...], run: Callable[[], Awaitable[Any]]) -> None:
+        self.name, self.what, self._run = name, what, run
+        self.on_write: Callable[[], None] = lambda: None
+        self.on_answer: Callable[[], None] = lambda: None
+        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.is_written = self.is_executed = False
+        self.result: Any = None
+
+    def __repr__(self) -> str:
+        return f"<{self.name} {self.moment}>"
+
+    @property
+    def moment(self) -> str:
+        if self.future.done():
+            return "answered"
+        return "executed" if self.is_executed else "written" if self.is_written else "asked"
+
+    def write(self) -> Step:
+        """It leaves this process; what its port does at that moment is done."""
+        if not self.is_written:
+            self.is_written = True
+            self.on_write()
+        return self
+
+    async def execute(self) -> Step:
+        """The store does it; nobody has heard of it yet. A second time: as a client does that sends it again."""
+        self.write()
+        self.result = await self._run()
+        self.is_executed = True
+        return self
+
+    def answer(self) -> None:
+        """The caller hears of it."""
+        assert self.is_executed, self
+        self.on_answer()
+        if not self.future.done():
+            self.future.set_result(self.result)
+
+    def fail(self, error: BaseException | None = None) -> None:
+        """The caller hears that it failed, whether or not it was executed."""
+        if not self.future.done():
+            self.future.set_exception(error or BackendError("the answer was lost"))
+
+    async def go(self) -> Step:
+        if not self.is_executed:
+            await self.execute()
+        self.answer()
+        return self
+
+
+class Holder:
+    """Keeps the steps of those names that are held, in the order in which they were asked for."""
+
+    def __init__(self) -> None:
+        self.held: set[str] = set()
+        self.steps: list[Step] = []
+        self._new: list[Step] = []
+        self._arrival = asyncio.Event()
+
+    def hold(self, *names: str) -> None:
+        """From now on, operations of these names wait."""
+        self.held.update(names)
+
+    def release(self, *names: str) -> None:
+        """From now on, operations of these names (all, if none is said) pass; those that wait go on waiting."""
+        self.held.difference_update(names or tuple(self.held))
+
+    def waiting(self) -> list[Step]:
+        """The held operations that have not been answered."""
+        return [step for step in self.steps if not step.future.done()]
+
+    def add(self, step: Step) -> Step:
+        self.steps = [*self.waiting(), step]
+        self._new.append(step)
+        self._arrival.set()
+        return step
+
+    async def arrived(self, *names: str) -> Step:
+        """The next held operation, of one of these names if any are said."""
+        async with asyncio.timeout(SOON):
+            while True:
+                for step in self._new:
+                    if not names or step.name in names:
+                        self._new.remove(step)
+                        return step
+                self._arrival.clear()
+                await self._arrival.wait()
+
+
+class Port(Holder):
+    """A port whose operations can be held. As on Redis, the tick is taken when a lookup is written and when a write is answered."""
+
+    def __init__(self, inner: base.Port, tick: Tick) -> None:
+        super().__init__()
+        self.inner, self._tick = inner, tick
+
+    def __repr__(self) -> str:
+        return f"<Port {self.steps}>"
+
+    def _ask(self, name: str, *args: Any, **options: Any) -> Awaitable[Any]:
+        operation = getattr(self.inner, name)
+        if name not in self.held:
+            return operation(*args, **options)  # type: ignore[no-any-return]
+        written = options.pop("written", None)
+        if written is not None:
+            options["written"] = lambda: None
+        step = Step(name, args, lambda: operation(*args, **options))
+        if written is not None:
+            step.on_write = written
+        elif name == "lookup":
+            step.on_write = self._take_tick
+        if name != "lookup":
+            step.on_answer = self._take_tick
+        self.add(step)
+        return step.future
+
+    def _take_tick(self) -> None:
+        self._tick.take()
+
+    def lookup(self, key: bytes, scopes: base.Scopes) -> Awaitable[Any]:
+        return self._ask("lookup", key, scopes)
+
+    async def claim(self, keys: Any, **options: Any) -> Any:
+        return await self._ask("claim", keys, **options)
+
+    async def fill(self, fills: Any, **options: Any) -> Any:
+        return await self._ask("fill", fills, **options)
+
+    async def generations(self, scopes: Any, **options: Any) -> Any:
+        return await self._ask("generations", scopes, **options)
+
+    async def store(self, items: Any, **options: Any) -> Any:
+        return await self._ask("store", items, **options)
+
+    async def store_if(self, key: Any, raw: Any, life: Any, **options: Any) -> Any:
+        return await self._ask("store_if", key, raw, life, **options)
+
+    async def expire(self, key: Any, raw: Any, life: Any, **options: Any) -> Any:
+        return await self._ask("expire", key, raw, life, **options)
+
+    async def delete(self, keys: Any, **options: Any) -> Any:
+        return await self._ask("delete", keys, **options)
+
+    async def invalidate(self, scopes: Any, **options: Any) -> Any:
+        return await self._ask("invalidate", scopes, **options)
+
+    async def purge(self, glob: Any, matches: Any, **options: Any) -> Any:
+        return await self._ask("purge", glob, matches, **options)
+
+    async def aclose(self) -> None:
+        await self.inner.aclose()
+
+    def forget(self) -> None:
+        self.inner.forget()
+
+
+class Lane(Holder):
+    """A lane whose groups can be held, each by the name of its first command."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def wake(self, collect: Callable[[], None], /) -> None:
+        self.inner.wake(collect)
+
+    def put(self, commands: Sequence[base.Command], handler: base.Handler, **options: Any) -> None:
+        name = str(commands[0][0])
+        if name not in self.held:
+            self.inner.put(commands, handler, **options)
+            return
+        step = self.add(Step(name, tuple(commands), lambda: self.inner.send(commands, timeout=SOON)))
+        step.on_write = handler.written
+        step.on_answer = lambda: _deliver(handler, step.result)
+
+    def send(self, commands: Sequence[base.Command], **options: Any) -> Awaitable[list[object]]:
+        return self.inner.send(commands, **options)  # type: ignore[no-any-return]
+
+
+def _deliver(handler: base.Handler, replies: list[object]) -> None:
+    handler.deliver(list(replies))
+
+
+class Link:
+    """A link of one read lane and a write lane that can be held."""
+
+    def __init__(self, inner: base.Link) -> None:
+        self.inner = inner
+        self.reads, self.writes = [Lane(inner.reads[0])], Lane(inner.writes)
+
+    async def aclose(self) -> None:
+        await self.inner.aclose()
+
+    def forget(self) -> None:
+        self.inner.forget()
+
+
+@dataclass
+class Load:
+    """One load that has read the source, and gives what it read when it is told to."""
+
+    version: int
+    future: asyncio.Future[int] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    def finish(self) -> None:
+        self.future.set_result(self.version)
+
+    def fail(self, error: BaseException) -> None:
+        self.future.set_exception(error)
+
+
+class Source:
+    """The truth, and a loader of it: a version, which writers raise."""
+
+    def __init__(self, *, held: bool = False) -> None:
+        self.version, self.loads, self.held = 1, 0, held
+        self.cancelled: list[int] = []
+        self._begun: asyncio.Queue[Load] = asyncio.Queue()
+
+    async def load(self) -> int:
+        self.loads += 1
+        load = Load(self.version)
+        if not self.held:
+            return load.version
+        self._begun.put_nowait(load)
+        try:
+            return await load.future
+        except asyncio.CancelledError:
+            self.cancelled.append(load.version)
+            raise
+
+    async def begun(self) -> Load:
+        """The next load that has begun."""
+        async with asyncio.timeout(SOON):
+            return await self._begun.get()
+
+
+def address(name: str = "k", *, tenants: Iterable[str] = (), tags: Iterable[str] = (), cache_type: str = "menu") -> Address:
+    return ADDRESSES.address(cache_type, Owner(tuple(tenants), (), USER_LEFT_OUT), user_tail(name), list(map(tag_extra, tags)))
+
+
+def terms(**changes: Any) -> Terms:
+    return Terms(**{"serializer": serializer_for(), "life": 60.0, "max_value_bytes": 2**20, "counts": Counts(), "label": "test", **changes})
+
+
+TERMS = terms()
+
+
+class Process:
+    """One process of a fleet: an engine of its own, over a store that all share."""
+
+    def __init__(self, make: Callable[[Tick], base.Port], clock: ManualClock | None = None, *, hold: Iterable[str] = ()) -> None:
+        self.tick = Tick()
+        self.port = Port(make(self.tick), self.tick)
+        self.port.hold(*hold)
+        self.engine = Engine(self.port, ADDRESSES, clock or ManualClock(), budget=SOON, tick=self.tick)
+        self.tasks: list[asyncio.Task[Any]] = []
+
+    def start(self, work: Any) -> asyncio.Task[Any]:
+        self.tasks.append(asyncio.ensure_future(work))
+        return self.tasks[-1]
+
+    def read(self, source: Source, where: Address, how: Terms = TERMS, *, kind: str = "single") -> asyncio.Task[Any]:
+        """Begin a read that loads: a `get_or_load`, or a batch of one."""
+        if kind == "batch":
+            return self.start(_only(self.batch(source, where)))
+        return self.start(self.engine.get_or_load(where, how, source.load))
+
+    def batch(self, source: Source, *where: Address) -> asyncio.Task[Any]:
+        """Begin a `get_or_load_many`."""
+
+        async def load(positions: list[int]) -> dict[int, int]:
+            return dict.fromkeys(positions, await source.load())
+
+        return self.start(self.engine.get_or_load_many(where, TERMS, load))
+
+    async def invalidate_type(self, cache_type: str = "menu") -> bool:
+        return await self.engine.invalidate(ADDRESSES.to_invalidate(cache_type))
+
+
+async def _only(batch: asyncio.Task[Any]) -> Any:
+    (value,) = await batch
+    return value
+
+
+class Fleet:
+    """Processes over one store: a memory store, or a server."""
+
+    def __init__(self, url: str | None, clock: ManualClock) -> None:
+        self._url, self._clock = url, clock
+        self._memory = MemoryStore(clock, max_bytes=None, max_entries=None)
+        self._processes: list[Process] = []
+        self.links: list[Link] = []
+
+    def _open(self, tick: Tick) -> base.Port:
+        if self._url is None:
+            return self._memory
+        self.links.append(Link(LaneLink(Endpoint.from_url(self._url))))
+        return RedisPort(self.links[-1], ADDRESSES.prefix, budget=SOON, tick=tick)
+
+    def process(self, *hold: str) -> Process:
+        self._processes.append(Process(self._open, self._clock, hold=hold))
+        return self._processes[-1]
+
+    async def aclose(self) -> None:
+        for process in self._processes:
+            await process.engine.aclose()
+            await asyncio.gather(*process.tasks, return_exceptions=True)
+
+
+async def settled() -> None:
+    """Everything that can go on by itself has."""
+    ready = asyncio.get_running_loop()._ready  # type: ignore[attr-defined]
+    await asyncio.sleep(0)
+    for _ in range(10_000):
+        if not ready:
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("it goes on for ever")
+
+
+async def soon(work: Awaitable[Any]) -> Any:
+    """What comes of it, which must come by itself."""
+    async with asyncio.timeout(SOON):
+        return await work
