@@ -248,8 +248,8 @@ async def take_over(endpoint: Endpoint, protocol: asyncio.Protocol) -> Takeover:
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT):
             await connection.connect()
-            await _require_resp3(connection)
-        return _exchange(connection, protocol)
+            await _require_resp3(endpoint, connection)
+        return _exchange(endpoint, connection, protocol)
     except BackendError:
         connection._close()
         raise
@@ -271,17 +271,17 @@ def _explained(endpoint: Endpoint, error: Exception) -> BackendError:
     return BackendError(f"no connection to {endpoint!r}: {text}")
 
 
-async def _require_resp3(connection: Any) -> None:
+async def _require_resp3(endpoint: Endpoint, connection: Any) -> None:
     await connection.send_command("HELLO", check_health=False)
     said = await connection.read_response()
     if not isinstance(said, dict) or said.get(b"proto") != 3:
-        raise Resp3RefusedError("the connection did not switch to RESP3")
+        raise Resp3RefusedError(f"{endpoint!r} did not switch to RESP3: is it a Redis or Valkey server?")
 
 
-def _exchange(connection: Any, protocol: asyncio.Protocol) -> Takeover:
+def _exchange(endpoint: Endpoint, connection: Any, protocol: asyncio.Protocol) -> Takeover:
     transport, reader = connection._writer.transport, connection._reader
     if connection._parser._reader.has_data() or reader.at_eof():
-        raise BackendError("the connection ended, or left half a message behind, while it was taken over")
+        raise BackendError(f"no connection to {endpoint!r}: it ended, or left half a message behind, while it was taken over")
     early = bytes(reader._buffer)
     takeover = Takeover(connection, transport.get_protocol(), transport)
     transport.set_protocol(protocol)

@@ -11,7 +11,8 @@ Invariants
   fails groups at once; only patient ones wait for the next attempt. Attempts are made when somebody asks, with a backoff.
 - A group that is not repeatable is written at most once. A repeatable one whose connection was lost before its answer is written again.
 - One timer for each lane stands at its earliest deadline, never one for each group.
-- A lane that owes an answer whose time is up, and that has been silent for `STUCK_AFTER` seconds, is aborted and made anew.
+- A lane that owes an answer whose time is up is aborted and made anew once it has been silent for `STUCK_AFTER` seconds, or once the answer
+  is `LATE_AFTER` seconds late though bytes come in: a garbled length may claim all that follows.
 - A connection that was lost before it gave a single answer counts as a failed attempt: its successor is as short-lived, or soon will be.
 - Only listed commands: anything that blocks, or is answered by something else than one reply, would shift or stall everybody's replies.
 """
@@ -35,7 +36,7 @@ from aiocache_aura.stores.connections import Endpoint, Keeper, Takeover, take_ov
 
 log = logging.getLogger("aiocache_aura.lanes")
 
-STUCK_AFTER = 1.0
+STUCK_AFTER, LATE_AFTER = 1.0, 5.0
 BACKOFF_FIRST, BACKOFF_MOST = 0.05, 1.0
 _NOTHING = object()  # hiredis says False both for "no more" and for a reply of #f, unless told otherwise
 
@@ -324,12 +325,13 @@ class MultiplexedLane(asyncio.Protocol):
         self._queue = deque(group for group in self._queue if not group.over)
         times = [group.deadline for group in (*self._queue, *self._pending) if not group.over]
         if self._pending and self._pending[0].over:
-            silent_until = max(self._pending[0].written_at, self._heard_at) + STUCK_AFTER
-            if now >= silent_until:
-                self._error = BackendTimeoutError(f"{self._endpoint!r} has not answered for {STUCK_AFTER} s")
+            asked_at = self._pending[0].written_at
+            given_up_at = min(max(asked_at, self._heard_at) + STUCK_AFTER, asked_at + LATE_AFTER)
+            if now >= given_up_at:
+                self._error = BackendTimeoutError(f"{self._endpoint!r} has not answered for {now - asked_at:.1f} s")
                 self._abort()
             else:
-                times.append(silent_until)
+                times.append(given_up_at)
         if times:
             self._arm(min(times))
 

@@ -22,7 +22,7 @@ from aiocache_aura.codecs.envelope import FRONT
 from aiocache_aura.errors import BackendError
 from aiocache_aura.resilience.single_flight import Tick
 from aiocache_aura.stores.base import TOKEN_BYTES, Claim, Command, Fill, Lane, Link, Scopes, Tokens, Verdict, own_copy
-from aiocache_aura.stores.replies import code_of, is_answer, refused
+from aiocache_aura.stores.replies import STRINGS, code_of, is_answer, refused
 from aiocache_aura.stores.scripts import BY_SHA1, EXPIRE, FILL, PLANT, STORE_IF, Script, life_ms
 
 Found: TypeAlias = tuple[bytes | None, Tokens]
@@ -97,7 +97,7 @@ class _Batch:
     def deliver(self, replies: list[Any]) -> bool:
         found: Any = replies[0] if len(replies) == 1 else None
         count = len(self.values)
-        if found.__class__ is not list or len(found) != count + len(self.scopes):
+        if found.__class__ is not list or len(found) != count + len(self.scopes) or not STRINGS.issuperset(map(type, found)):
             self.fail(refused(("MGET",), found))
             return isinstance(found, Exception)
         tokens = self._lookups.tokens(dict(zip(self.scopes, found[count:], strict=True)))

@@ -33,6 +33,7 @@ _ADVICE: Final = {
     "WRONGTYPE": "another program writes to this prefix: give each application its own",
 }
 _SHOWN: Final = 200
+STRINGS: Final = frozenset((bytes, type(None)))  # what an MGET finds
 
 # The classes for which redis-py takes the code out of the text; before version 7 it keeps it nowhere else.
 _CODES: Final[dict[type, str]] = {
@@ -72,7 +73,7 @@ def is_answer(command: Command, reply: object) -> bool:
         case "SET" | "GETEX" | "SCRIPT":
             return reply is None or isinstance(reply, bytes)
         case "MGET":
-            return isinstance(reply, list) and len(reply) == len(command) - 1 and all(isinstance(one, bytes | None) for one in reply)
+            return isinstance(reply, list) and len(reply) == len(command) - 1 and STRINGS.issuperset(map(type, reply))
         case "EVALSHA" | "EVAL" if command[1] in (PLANT.sha1, PLANT.source):
             return isinstance(reply, list) and len(reply) == command[2] and all(isinstance(one, bytes) for one in reply)
         case "SCAN":
