@@ -11,7 +11,6 @@ import functools
 import inspect
 import logging
 import typing
-import warnings
 import weakref
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -28,7 +27,7 @@ from aiocache_aura.generations import Address, function_extra, tag_extra
 from aiocache_aura.owner import Owner, ids_among, owner_of
 from aiocache_aura.policy import PRESETS, Aware, CachePolicy
 from aiocache_aura.resilience.threads import call_plain, is_async
-from aiocache_aura.signatures import CallSignature
+from aiocache_aura.signatures import CallSignature, warn_user
 from aiocache_aura.stats import Counts
 from aiocache_aura.templates import Template
 from aiocache_aura.types import MISSING, CacheInfo, CacheParameters, Call
@@ -132,7 +131,7 @@ class Cached:
         place = (0 if manager is None else id(manager), self.options.cache_type, self.name)
         other = _namesakes.get(place)
         if other is not None and other.function is not self.function:
-            warnings.warn(f"a second function is cached as {self.name!r}: they would share entries; give one of them name=", stacklevel=5)
+            warn_user(f"a second function is cached as {self.name!r}: they would share entries; give one of them name=")
         _namesakes[place] = self
 
     # A call

@@ -48,6 +48,8 @@ class CallSignature:
         self.owner = self.names[0] if owner is not None and self.names else None
         self._owner_is_class = owner == "cls"
         self._self_key = self_key
+        if self_key is not None and (self.owner is None or self._owner_is_class):
+            raise ConfigurationError(f"self_key= of {self.name}: it is for methods, whose first parameter is self")
         self.excluded = self._known("exclude", exclude)
         self.secret = self._known("secret", secret)
         self.included = tuple(name for name in self.names if name not in self.excluded and name != self.owner)
@@ -79,10 +81,9 @@ class CallSignature:
     def _warn_of_secrets(self) -> None:
         for name in self.included:
             if _SUSPICIOUS.search(name) and name not in self.secret:
-                warnings.warn(
+                warn_user(
                     f"parameter {name!r} of {self.name} looks like a secret and would stand readable in keys: "
-                    f"name it in secret=[{name!r}], which hashes it, or in exclude=",
-                    stacklevel=5,
+                    f"name it in secret=[{name!r}], which hashes it, or in exclude="
                 )
 
     def arguments(self, values: Sequence[Any]) -> dict[str, Any]:
@@ -127,6 +128,14 @@ class CallSignature:
         owner = [] if self.owner is None else [self.owner if self._owner_is_class else f"{self.owner}.__class__"]
         looked_up = [*owner, *(part for each in self.included for part in (f"{each}.__class__", each))]
         return bind, _compiled(name, heading, _tuple(looked_up), defaults, self.name)
+
+
+def warn_user(message: str) -> None:
+    """Warn of the line outside this package that led here."""
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __name__.partition(".")[0]:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
 
 
 def _tuple(expressions: Iterable[str]) -> str:
