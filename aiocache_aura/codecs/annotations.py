@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from aiocache_aura.codecs.shapes import Shape, name_of, shape_of
+from aiocache_aura.codecs.shapes import Shape, is_model, name_of, shape_of
+from aiocache_aura.codecs.tagged import KINDS
 
 
 class AnyType(Enum):
@@ -18,6 +19,7 @@ class AnyType(Enum):
 
 ANY = AnyType.ANY
 _NOTHING_SAID = (ANY, Any, object, typing.NoReturn)
+_UNRESOLVED = (NameError, TypeError, AttributeError, SyntaxError)
 
 
 def says_nothing(annotation: object) -> bool:
@@ -27,20 +29,29 @@ def says_nothing(annotation: object) -> bool:
 def shapes_in(annotation: object) -> dict[type, Shape]:
     """Every class of the user's in an annotation, through generics, unions and the fields of what is found."""
     found: dict[type, Shape] = {}
-    todo, seen = [annotation], set()
+    todo: list[object] = [annotation]
+    seen: dict[int, object] = {}  # keeps what it has seen: the id of what is gone may be that of the next
     while todo:
         kind = todo.pop()
         if id(kind) in seen:
             continue
-        seen.add(id(kind))
+        seen[id(kind)] = kind
         todo.extend(_parts(kind))
-        cls = get_origin(kind) if isinstance(get_origin(kind), type) else kind
-        if isinstance(cls, type) and cls not in found:
+        cls = _class_of(kind)
+        if cls is not None and cls not in found:
             shape = shape_of(cls)
             if shape is not None:
                 found[cls] = shape
             todo.extend(_field_types(cls))
     return found
+
+
+def _class_of(kind: object) -> type | None:
+    if isinstance(kind, Enum):  # from a Literal
+        return type(kind)
+    origin = get_origin(kind)
+    cls = origin if isinstance(origin, type) else kind
+    return cls if isinstance(cls, type) else None
 
 
 def _parts(kind: object) -> Iterable[object]:
@@ -50,39 +61,50 @@ def _parts(kind: object) -> Iterable[object]:
 
 
 def _field_types(cls: type) -> Iterable[object]:
-    described = dataclasses.is_dataclass(cls) or hasattr(cls, "__struct_fields__") or hasattr(cls, "__attrs_attrs__")
-    if not (described or hasattr(cls, "model_fields") or typing.is_typeddict(cls) or hasattr(cls, "_fields")):
-        return ()
-    try:
-        return typing.get_type_hints(cls, include_extras=True).values()
-    except (NameError, TypeError, AttributeError):
+    if is_model(cls):  # it has resolved them itself, type variables too
         return [field.annotation for field in getattr(cls, "model_fields", {}).values()]
+    described = dataclasses.is_dataclass(cls) or hasattr(cls, "__struct_fields__") or hasattr(cls, "__attrs_attrs__")
+    return _hints(cls).values() if described or typing.is_typeddict(cls) or hasattr(cls, "_fields") else ()
+
+
+def _hints(cls: object, *, extras: bool = False) -> dict[str, Any]:
+    """The resolved annotations of a class; none where one of them cannot be resolved."""
+    try:
+        return typing.get_type_hints(cls, include_extras=extras)
+    except _UNRESOLVED:
+        return {}
 
 
 def description(annotation: object, table: Mapping[type, Shape]) -> str:
     """The same text for the same type in every process; another when a class in it has changed."""
-    classes = sorted((shape.name, str(shape.description())) for shape in table.values())
+    classes = sorted((shape.name, _members(shape)) for shape in table.values())
     return f"{described(annotation)}|{classes}"
 
 
-def described(kind: object) -> str:
+def _members(shape: Shape) -> str:
+    return str([(name, kind if isinstance(kind, str) else described(kind)) for name, kind in shape.description()])
+
+
+def described(kind: object, within: tuple[object, ...] = ()) -> str:
     if kind is None or kind is types.NoneType:
         return "None"
-    origin, args = get_origin(kind), get_args(kind)
+    if any(kind is outer for outer in within):  # a type that contains itself
+        return str(kind)
+    origin, args, inside = get_origin(kind), get_args(kind), (*within, kind)
     if origin is Literal:
-        return f"Literal[{sorted(map(repr, args))}]"
+        return f"Literal[{sorted(f'{name_of(type(a))}.{a.name}' if isinstance(a, Enum) else repr(a) for a in args)}]"
     if origin is Union or origin is types.UnionType:
-        return f"Union[{sorted(map(described, args))}]"
+        return f"Union[{sorted(described(arg, inside) for arg in args)}]"
     if origin is typing.Annotated:
-        return described(args[0])
+        return described(args[0], inside)
     if origin is not None:
-        return f"{described(origin)}[{', '.join(map(described, args))}]"
+        return f"{described(origin, inside)}[{', '.join(described(arg, inside) for arg in args)}]"
     if typing.is_typeddict(kind):
-        return f"{name_of(typing.cast(type, kind))}{sorted((k, described(v)) for k, v in typing.get_type_hints(kind).items())}"
+        return f"{name_of(typing.cast(type, kind))}{sorted((k, described(v, inside)) for k, v in _hints(kind).items())}"
     if isinstance(kind, type):
         return name_of(kind)
     parts = list(_parts(kind))
-    return described(parts[0]) if parts else str(kind)
+    return described(parts[0], inside) if parts else str(kind)
 
 
 def conforms(value: object, kind: object) -> bool:
@@ -95,47 +117,52 @@ def conforms(value: object, kind: object) -> bool:
     if origin is Union or origin is types.UnionType:
         return any(conforms(value, arg) for arg in args)
     if origin is Literal:
-        return any(value.__class__ is arg.__class__ and value == arg for arg in args)
+        return any(type(value) is type(arg) and value == arg for arg in args)
     if origin is typing.Annotated:
         return conforms(value, args[0])
     if typing.is_typeddict(kind):
         return _is_typed_dict(value, kind)
-    if origin is not None:
-        return _is_generic(value, origin, args)
+    if origin is not None:  # typing.Tuple says nothing of its items, tuple[()] does
+        return _is_generic(value, origin, args) if args or kind == tuple[()] else conforms(value, origin)
     if isinstance(kind, type):
-        return value.__class__ is kind or (kind in (float, complex) and value.__class__ is int) or _is_abstract(value, kind)
+        return type(value) in (kind, *_PROMOTED.get(kind, ())) or (kind not in KINDS and _is_instance(value, kind))
     return all(conforms(value, part) for part in _parts(kind))
 
 
-def _is_abstract(value: object, kind: type) -> bool:
-    """A protocol or abstract class: `Sequence` for a list, a base class for what is derived from it; but True is no int."""
+_PROMOTED: dict[type, tuple[type, ...]] = {float: (int,), complex: (int, float)}  # what type checkers let pass
+
+
+def _is_instance(value: object, kind: type) -> bool:
+    """A protocol or abstract class, such as `Sequence` for a list; or a base class for what is derived from it."""
     try:
-        return isinstance(value, kind) and not isinstance(value, bool)
+        return isinstance(value, kind)
     except TypeError:
         return True
 
 
-def _is_typed_dict(value: object, kind: Any) -> bool:
-    if value.__class__ is not dict:
-        return False
-    items: Any = value
-    hints = typing.get_type_hints(kind)
-    return kind.__required_keys__ <= items.keys() <= hints.keys() and all(conforms(item, hints[key]) for key, item in items.items())
+def _is_typed_dict(value: Any, kind: Any) -> bool:
+    hints, marked = _hints(kind), _hints(kind, extras=True)
+    if type(value) is not dict or not hints:
+        return type(value) is dict
+    required = {name for name, hint in marked.items() if _is_required(hint, name in kind.__required_keys__)}
+    return required <= value.keys() <= hints.keys() and all(conforms(item, hints[key]) for key, item in value.items())
+
+
+def _is_required(hint: object, otherwise: bool) -> bool:
+    marks: dict[Any, bool] = {typing.Required: True, typing.NotRequired: False}
+    return marks.get(get_origin(hint), otherwise)
 
 
 def _is_generic(value: Any, origin: Any, args: tuple[Any, ...]) -> bool:
+    """The items of the built-in collections; those of a generic class of the user's are what they are."""
     if not conforms(value, origin):
         return False
-    if isinstance(value, tuple) and origin is tuple:
+    if type(value) is tuple and origin is tuple:
         if len(args) == 2 and args[1] is Ellipsis:
             return all(conforms(item, args[0]) for item in value)
         return len(value) == len(args) and all(map(conforms, value, args))
-    if isinstance(value, dict) and len(args) == 2:
+    if type(value) is dict and len(args) == 2 and not typing.is_typeddict(origin):
         return all(conforms(key, args[0]) and conforms(item, args[1]) for key, item in value.items())
-    if isinstance(value, Sequence | set | frozenset) and len(args) == 1 and not isinstance(value, str | bytes):
-        return all(conforms(item, args[0]) for item in _items(value))
+    if type(value) in (list, tuple, set, frozenset) and len(args) == 1:
+        return all(conforms(item, args[0]) for item in value)
     return True
-
-
-def _items(value: Iterable[Any]) -> Iterator[Any]:
-    return iter(value)

@@ -7,6 +7,8 @@ import struct
 from collections.abc import Callable
 from decimal import Decimal
 from enum import Enum
+from functools import lru_cache
+from types import MemberDescriptorType
 from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -14,16 +16,20 @@ from zoneinfo import ZoneInfo
 
 def difference(a: Any, b: Any, path: str = "value") -> str | None:
     """Where `b` is not the same as `a`, as a path into the value; None where it is."""
-    if a.__class__ is not b.__class__:
+    kind = type(a)  # never `__class__`: proxies and mocks lie about that
+    if kind is not type(b):
         return path
-    compare = _COMPARE.get(a.__class__)
+    compare = _COMPARE.get(kind)
     if compare is not None:
         return compare(a, b, path)
-    if isinstance(a, Enum):
+    if issubclass(kind, Enum):
         return None if a is b or (a.name == b.name and a.value == b.value) else path
-    if isinstance(a, tuple):
-        return _sequences(a, b, path)
-    return _states(a, b, path)
+    if issubclass(kind, tuple):
+        return _sequences(a, b, path) or _states(state_of(a), state_of(b), path)
+    mine, theirs = state_of(a), state_of(b)
+    if not mine and not theirs:
+        return _by_equality(a, b, path)
+    return _states(mine, theirs, path)
 
 
 def _by_equality(a: Any, b: Any, path: str) -> str | None:
@@ -56,16 +62,14 @@ def _dicts(a: dict[Any, Any], b: dict[Any, Any], path: str) -> str | None:
 
 
 def _sets(a: Any, b: Any, path: str) -> str | None:
-    if len(a) != len(b):
+    there = {y: y for y in b}
+    if a != b or any(difference(x, there[x]) for x in a):  # {1} and {True} are equal sets
         return path
-    for x in a:  # what equals x in b must be the same as x: {1} and {True} are equal sets
-        if not any(x == y and difference(x, y) is None for y in b if y.__hash__ is not None and hash(x) == hash(y)) and x == x:
-            return path
     return None
 
 
 def _moments(a: Any, b: Any, path: str) -> str | None:
-    same = a.replace(tzinfo=None) == b.replace(tzinfo=None) and a.fold == b.fold
+    same = a.replace(tzinfo=None) == b.replace(tzinfo=None) and a.fold == b.fold and a.utcoffset() == b.utcoffset()
     return None if same and _zone(a.tzinfo) == _zone(b.tzinfo) else path
 
 
@@ -73,32 +77,36 @@ def _zone(zone: Any) -> Any:
     if isinstance(zone, ZoneInfo):
         return ZoneInfo, zone.key
     if isinstance(zone, dt.timezone):
-        return dt.timezone, zone.utcoffset(None), zone.tzname(None)
+        return dt.timezone, zone.utcoffset(None), zone.tzname(None), type(zone.tzname(None))
     return zone
 
 
-def _states(a: Any, b: Any, path: str) -> str | None:
+def _states(mine: dict[str, Any], theirs: dict[str, Any], path: str) -> str | None:
     """Objects of the user's classes: everything that is in them."""
-    mine, theirs = state_of(a), state_of(b)
-    if mine.keys() != theirs.keys() or not mine:
-        return path if mine or theirs or a != b else None
+    if mine.keys() != theirs.keys():
+        return path
     return next((found for name in mine if (found := difference(mine[name], theirs[name], f"{path}.{name}"))), None)
 
 
 def state_of(value: Any) -> dict[str, Any]:
-    """All attributes of an instance: its `__dict__`, its slots, a Struct's fields."""
-    state = dict(getattr(value, "__dict__", {}))
-    for cls in type(value).__mro__:
-        slots = cls.__dict__.get("__slots__", ())
-        for slot in (slots,) if isinstance(slots, str) else slots:
-            name = f"_{cls.__name__.lstrip('_')}{slot}" if slot.startswith("__") and not slot.endswith("__") else slot
-            if slot not in ("__dict__", "__weakref__") and hasattr(value, name):
-                state[name] = getattr(value, name)
-    for name in getattr(type(value), "__struct_fields__", ()):
-        state[name] = getattr(value, name)
+    """All attributes of an instance, in its `__dict__` or in slots; but not by which alias it was made, as in `Box[int](1)`."""
+    state = dict(getattr(value, "__dict__", ()))
+    state.pop("__orig_class__", None)
+    kind: Any = type(value)
+    for name in _slots_of(kind):
+        part = getattr(value, name, _UNSET)
+        if part is not _UNSET:
+            state[name] = part
     return state
 
 
+@lru_cache(maxsize=1024)
+def _slots_of(cls: type) -> tuple[str, ...]:
+    members = (name for base in cls.__mro__ for name, member in vars(base).items() if isinstance(member, MemberDescriptorType))
+    return tuple(dict.fromkeys((*members, *getattr(cls, "__struct_fields__", ()))))
+
+
+_UNSET = object()
 _COMPARE: dict[type, Callable[[Any, Any, str], str | None]] = {
     **dict.fromkeys((type(None), bool, int, str, bytes, bytearray, dt.date, dt.timedelta, UUID), _by_equality),
     float: _floats,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import marshal
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -50,8 +51,11 @@ class Serializer:
     def __init__(self, annotation: object) -> None:
         self.annotation = ANY if says_nothing(annotation) else annotation
         self._shapes: dict[type, Shape] = {} if self.annotation is ANY else shapes_in(annotation)
-        self._by_name = {shape.name: shape for shape in self._shapes.values()}
         self.schema = 0 if self.annotation is ANY else _fingerprint(description(annotation, self._shapes))
+        self._named: dict[type, tuple[str, Shape]] = {}
+        self._by_name: dict[str, Shape] = {}
+        self._knows = -1
+        self._convert: Callable[[object], Any] | None = None
 
     def __repr__(self) -> str:
         return f"Serializer({self.annotation!r})"
@@ -70,7 +74,8 @@ class Serializer:
             raise SerializationError(f"value is nested too deeply or contains itself; {FIXES}") from None
 
     def _tagged(self, value: object) -> bytes:
-        writer = Writer(self._shapes | _registered)
+        self._learn()
+        writer = Writer(self._named)
         try:
             payload = orjson.dumps(writer.write(value))
         except (SerializationError, RecursionError):
@@ -78,10 +83,11 @@ class Serializer:
         except Exception as error:  # a model's own serializer; its text may hold the value, which logs never show
             raise writer.refused(value, f"cannot be written ({type(error).__name__})") from error
         try:
-            back = self._read(payload)
+            path = difference(value, self._read(payload))
+        except RecursionError:
+            raise
         except Exception as error:
             raise SerializationError(f"value cannot be read back ({type(error).__name__}); {FIXES}") from error
-        path = difference(value, back)
         if path is not None:
             raise SerializationError(f"{path} would not come back as it is; {FIXES}")
         return payload
@@ -108,13 +114,23 @@ class Serializer:
         return value
 
     def _read(self, payload: bytes | memoryview) -> Any:
-        table = self._by_name | {shape.name: shape for shape in _registered.values()} if _registered else self._by_name
-        return Reader(table).read(orjson.loads(payload))
+        self._learn()
+        return Reader(self._by_name).read(orjson.loads(payload))
+
+    def _learn(self) -> None:
+        """The stored names of the classes that are known by now, those of the annotation before registered ones."""
+        if self._knows != len(_registered):
+            shapes = _registered | self._shapes
+            self._named = {cls: (_stored_name(cls), shape) for cls, shape in shapes.items()}
+            self._by_name = dict(self._named.values())
+            self._knows = len(_registered)
 
     def convert(self, value: object) -> Any:
         """The value as the declared type, by pydantic or msgspec: what `returns=` does with ORM rows."""
         try:
-            return _converter(self)(value)
+            if self._convert is None:
+                self._convert = _converter(self)
+            return self._convert(value)
         except SerializationError:
             raise
         except Exception as error:
@@ -137,7 +153,13 @@ def _cached(annotation: object) -> Serializer:
     return Serializer(annotation)
 
 
-def _converter(serializer: Serializer) -> Any:
+@lru_cache(maxsize=1024)
+def _stored_name(cls: type) -> str:
+    """Ends in what the class looks like at its first use, with all that its fields may hold: a changed class is another one."""
+    return f"{name_of(cls)}#{_fingerprint(description(cls, shapes_in(cls))):016x}"[:-8]
+
+
+def _converter(serializer: Serializer) -> Callable[[object], Any]:
     annotation: Any = serializer.annotation
     if serializer.has_models() or importlib.util.find_spec("msgspec") is None:
         if importlib.util.find_spec("pydantic") is None:

@@ -1,8 +1,9 @@
 """Values that JSON does not hold exactly, as JSON with tags; and back, to the same type.
 
 A tagged value is an object with the one key "$": {"$": [tag, content]}. An object of the user's that could be mistaken for one, or whose
-keys are not text, is written as {"$": ["d", [[key, value], ...]]}. Classes of the user's are written by a name that is looked up in a table
-made from an annotation or by `register_type`; nothing found in stored bytes is ever imported.
+keys are not text, is written as {"$": ["d", [[key, value], ...]]}. Classes of the user's are written by a name, which ends in a fingerprint
+of what they look like, and which is looked up in a table made from an annotation or by `register_type`: a class that has changed since is
+not found. Nothing found in stored bytes is ever imported.
 """
 
 from __future__ import annotations
@@ -30,18 +31,19 @@ FIXES = (
 class Writer:
     """Encodes one value; keeps the path for errors."""
 
-    def __init__(self, table: Mapping[type, Shape], root: str = "value") -> None:
+    def __init__(self, table: Mapping[type, tuple[str, Shape]], root: str = "value") -> None:
         self._table = table
         self._path: list[str] = [root]
 
     def write(self, value: Any) -> Any:
-        write = _WRITERS.get(value.__class__)
+        write = _WRITERS.get(type(value))  # never `__class__`: proxies and mocks lie about that
         if write is not None:
             return write(self, value)
-        shape = self._table.get(value.__class__)
-        if shape is None:
+        named = self._table.get(type(value))
+        if named is None:
             raise self.refused(value)
-        return {MARK: ["o", [shape.name, shape.write(value, self)]]}
+        name, shape = named
+        return {MARK: ["o", [name, shape.write(value, self)]]}
 
     def at(self, step: str, value: Any) -> Any:
         """`write` for a part of the value, which errors call `step`."""
@@ -72,14 +74,14 @@ class Writer:
         return value
 
     def dict(self, value: dict[Any, Any]) -> Any:
-        if all(key.__class__ is str and key.isprintable() for key in value) and MARK not in value:
+        if all(type(key) is str and key.isprintable() for key in value) and MARK not in value:
             return {key: self.at(f"[{key!r:.40}]", item) for key, item in value.items()}
         return {MARK: ["d", [[self.at(".key", key), self.at(f"[{key!r:.40}]", item)] for key, item in value.items()]]}
 
     def zone(self, zone: dt.tzinfo | None, value: object) -> Any:
         if zone is None:
             return None
-        if isinstance(zone, ZoneInfo) and zone.__class__ is ZoneInfo and zone.key:
+        if type(zone) is ZoneInfo and zone.key:
             return zone.key
         if isinstance(zone, dt.timezone):  # a final class
             offset = zone.utcoffset(None)
@@ -126,6 +128,7 @@ _WRITERS: dict[type, Callable[[Writer, Any], Any]] = {
     Decimal: _tag("N", str),
     UUID: _tag("u", lambda value: value.hex),
 }
+KINDS = frozenset(_WRITERS)
 
 
 class Reader:
@@ -135,9 +138,9 @@ class Reader:
         self._table = table
 
     def read(self, value: Any) -> Any:
-        if value.__class__ is list:
+        if type(value) is list:
             return [self.read(item) for item in value]
-        if value.__class__ is not dict:
+        if type(value) is not dict:
             return value
         if MARK not in value:
             return {key: self.read(item) for key, item in value.items()}
