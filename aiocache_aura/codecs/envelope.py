@@ -82,7 +82,18 @@ def unseal(checksum: int, raw: bytes) -> Entry | None:
     if magic != MAGIC or version != VERSION or crc32(memoryview(raw)[COVERED_FROM:], checksum) != crc:
         return None
     end = HEAD.size + extras
-    return Entry(codec, flags, created, ttl, stale, cost, schema, fingerprint, raw[HEAD.size : end], memoryview(raw)[end:])
+    names = raw[HEAD.size : end]
+    if len(names) != extras or not _is_text(names):  # a checksum proves no author
+        return None
+    return Entry(codec, flags, created, ttl, stale, cost, schema, fingerprint, names, memoryview(raw)[end:])
+
+
+def _is_text(names: bytes) -> bool:
+    try:
+        names.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def open_fresh(
@@ -96,7 +107,7 @@ def open_fresh(
         magic, version, _, crc, codec, found, created, ttl, _, _, schema, carried, length = HEAD.unpack_from(raw)
     except struct.error:
         return None
-    if carried != fingerprint or found != flags or now >= created + ttl or magic != MAGIC or version != VERSION:
+    if carried != fingerprint or found != flags or not now < created + ttl or magic != MAGIC or version != VERSION:
         return None
     view = memoryview(raw)
     if crc32(view[15:], checksum) != crc:
