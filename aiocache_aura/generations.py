@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from itertools import product
 
 from aiocache_aura import keys
-from aiocache_aura.codecs.envelope import key_checksum
+from aiocache_aura.codecs.envelope import MAX_EXTRAS, key_checksum
+from aiocache_aura.errors import ValueTooLargeError
 from aiocache_aura.owner import LEFT_OUT, TENANT_LEFT_OUT, USER_LEFT_OUT, Owner
 from aiocache_aura.stores.base import Scopes
 
@@ -110,7 +111,10 @@ def function_extra(function: str) -> str:
 
 
 def _join(extras: Iterable[str]) -> bytes:
-    return "\0".join(sorted(set(extras))).encode()
+    names = "\0".join(sorted(set(extras))).encode()
+    if len(names) > MAX_EXTRAS:
+        raise ValueTooLargeError(f"the tags of one entry take {len(names):,} bytes, above {MAX_EXTRAS:,}; give it fewer or shorter ones")
+    return names
 
 
 def _owner_scopes(cache_type: str, owner: Owner) -> Iterable[str]:

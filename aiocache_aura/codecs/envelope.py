@@ -32,6 +32,7 @@ _FRONT = struct.Struct("<2sB8sI")
 COVERED_FROM = _FRONT.size
 ID = slice(3, 11)
 FRONT = slice(0, COVERED_FROM)
+MAX_EXTRAS = 2**16 - 1
 
 
 def key_checksum(key: bytes) -> int:
