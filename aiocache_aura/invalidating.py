@@ -135,7 +135,8 @@ class Invalidating:
                 of_tenant, of_user = (tenant, user) if tenant and user else self._owners(manager, told)
                 tags, wanted = self._filled(self._tags, told), self._filled(self._keys, told)
             except Exception as error:
-                log.warning("%s: cannot tell what to invalidate (%s): everything of the types is", self.signature.name, error)
+                level = logging.DEBUG if result is MISSING else logging.WARNING  # that a cancelled function gave no result is no news
+                log.log(level, "%s: cannot tell what to invalidate (%s): everything of the types is", self.signature.name, error)
                 of_tenant, of_user = tenant or _Owner(ALL, scope_counts=False), _Owner(ALL, scope_counts=False)
                 tags, wanted = None, None
             if isinstance(manager, CacheManager):
