@@ -301,7 +301,7 @@ class Cached:
     async def exists(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         manager, engine, address, terms = await self.place(args, kwargs)
         try:
-            return engine is not None and not _is_past(manager) and await engine.ttl(address, terms) is not None
+            return engine is not None and not _is_past(manager) and await engine.get(address, terms, count=False) is not MISSING
         except BackendError as error:
             manager.fault(error, f"a look at {self.name}")
             return False

@@ -61,8 +61,10 @@ class Entries:
 
     async def _find(self, address: Address, terms: Terms, answer: tuple[bytes | None, Tokens] | None) -> Any:
         entry, _, _ = await self._examine(address, answer, terms)
-        if entry is None:
-            return MISSING
+        return MISSING if entry is None else self._decoded(address, entry, terms)
+
+    def _decoded(self, address: Address, entry: Entry, terms: Terms) -> Any:
+        """The value, or MISSING for an entry of another declared type."""
         try:
             return terms.serializer.decode(entry.codec, entry.schema, entry.payload)
         except Undecodable as reason:

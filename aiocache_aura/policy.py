@@ -88,7 +88,8 @@ class CachePolicy:
             isinstance(self.jitter, int | float) and 0 <= self.jitter < 1, "jitter", self.jitter, "a share of the ttl, from 0 to below 1"
         )
         for name in ("tenant_aware", "user_aware"):
-            _require(getattr(self, name) in (True, False, "known"), name, getattr(self, name), "True, False or 'known'")
+            aware = getattr(self, name)
+            _require(isinstance(aware, bool) or aware == "known", name, aware, "True, False or 'known'")
         whole = isinstance(self.max_value_bytes, int) and not isinstance(self.max_value_bytes, bool)
         _require(whole and self.max_value_bytes > 0, "max_value_bytes", self.max_value_bytes, "a number of bytes above 0")
         _require(isinstance(self.share, bool), "share", self.share, "True or False")

@@ -18,6 +18,7 @@ from aiocache_aura.errors import BackendError
 from aiocache_aura.generations import Address, Addresses
 from aiocache_aura.resilience.single_flight import Tick
 from aiocache_aura.stores.base import Port, Scopes, Tokens
+from aiocache_aura.types import MISSING
 
 REMEMBER_FOR = 30.0  # seconds that a miss of this process vouches for a later `set` of the key
 
@@ -107,7 +108,7 @@ class Writes(Entries):
         self._sets_under_way += 1
         try:
             entry, raw, tokens = await self._examine(address, None, terms)
-            if entry is not None:
+            if entry is not None and self._decoded(address, entry, terms) is not MISSING:
                 return False
             if address.key not in self._missed:
                 self._remember_miss(address, tokens)
