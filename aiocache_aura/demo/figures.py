@@ -80,7 +80,9 @@ def quantile(ordered: Sequence[float], share: float) -> float:
 def tell_verdict(without: Evening, with_cache: Evening, audited: int) -> None:
     """What the figures mean, and whether any answer was wrong."""
     shared = with_cache.counted("coalesced")
-    say(f"Queries: {without.queries:,} without the cache, {with_cache.queries:,} with it, by the database's own count.")
+    say(
+        f"Queries: {without.queries:,} without the cache, {with_cache.queries:,} with it, which started empty, by the database's own count."
+    )
     say(f"{shared:,} callers found their question being asked already, and shared the answer: one load, however many wait.")
     if errors := with_cache.counted("errors"):
         say(f"The cache failed {errors:,} times; the database was asked instead.")
