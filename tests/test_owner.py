@@ -343,6 +343,30 @@ async def test_r10_never_a_shared_none_entry(manager):
         assert await manager.get("menu", "k") is None
 
 
+@pytest.mark.parametrize("tenant", ["-", "~", "+", "t", "x" * 60])
+async def test_no_id_spells_nobody(manager, tenant):
+    """A tenant or user of a strange name is somebody: its entries don't go with another's, as those of nobody known do."""
+    await manager.set("menu", "k", 1, tenant=tenant, user=tenant)
+    await manager.invalidate("menu", tenant=9)
+    await manager.invalidate("menu", user=9)
+    await manager.invalidate("menu", tenant=9, user=9)
+    assert await manager.exists("menu", "k", tenant=tenant, user=tenant)
+    await manager.invalidate("menu", tenant=tenant)
+    assert not await manager.exists("menu", "k", tenant=tenant, user=tenant)
+
+
+async def test_an_entry_depends_on_what_it_was_made_with(manager):
+    """Found under the same key by one that is otherwise aware, a shared entry stays shared, and one of nobody known stays that."""
+    shared = cache_menu(manager=manager, key="k", tenant_aware=False, name="shared")(lambda: "shared")
+    assert await shared() == await manager.get("menu", "k") == "shared"
+    await manager.invalidate("menu", tenant=9)
+    assert await manager.get("menu", "k") == "shared"
+    await manager.set("menu", "k", "nobody's")
+    assert await shared() == "nobody's"
+    await manager.invalidate("menu", tenant=9)
+    assert await shared() == "shared"
+
+
 # What the guide does
 
 
@@ -446,6 +470,11 @@ def test_scopes_nest_and_each_is_one_half():
             raise ZeroDivisionError
         assert scopes_now() == ("1", None)
     assert scopes_now() == (None, None)
+    again = tenant_scope(7)
+    with again, tenant_scope(8):
+        with again:
+            assert scopes_now() == ("7", None)
+        assert scopes_now() == ("8", None)
 
 
 async def test_leaving_never_raises_not_even_in_another_task():
