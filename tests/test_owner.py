@@ -365,6 +365,9 @@ async def test_an_entry_depends_on_what_it_was_made_with(manager):
     assert await shared() == "nobody's"
     await manager.invalidate("menu", tenant=9)
     assert await shared() == "shared"
+    await manager.set("menu", "k", "set for all", tenant_aware=False)
+    await manager.invalidate("menu", tenant=9)
+    assert await manager.get("menu", "k") == await manager.get_or_load("menu", "k", "loaded") == "set for all"
 
 
 # What the guide does
