@@ -14,6 +14,7 @@ import typing
 import weakref
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 from aiocache_aura import cache_manager as desk
@@ -21,12 +22,14 @@ from aiocache_aura import keys
 from aiocache_aura.cache_manager import CacheManager
 from aiocache_aura.codecs.serializers import ANY, Serializer, serializer_for
 from aiocache_aura.context import Identity, identity
+from aiocache_aura.desk import listed
 from aiocache_aura.engine import Engine, Terms
 from aiocache_aura.errors import BackendError, ConfigurationError
 from aiocache_aura.generations import Address, function_extra, tag_extra
 from aiocache_aura.owner import Owner, ids_among, owner_of
 from aiocache_aura.policy import PRESETS, Aware, CachePolicy
 from aiocache_aura.resilience.threads import call_plain, is_async
+from aiocache_aura.settings import Settings
 from aiocache_aura.signatures import CallSignature, warn_user
 from aiocache_aura.stats import Counts
 from aiocache_aura.templates import Template
@@ -93,12 +96,12 @@ class Cached:
 
     def _key_template(self) -> Template | Callable[[Call], str] | None:
         key = self.options.key
-        if not isinstance(key, str):
+        if key is None or callable(key):
             return key
         template = Template(key, self.signature.names, what="key", secret=self.signature.secret)
-        settings = getattr(self.options.manager or desk.cache_manager, "settings", None)
-        tenants = getattr(settings, "tenant_args", ("tenant_id", "restaurant_id"))
-        self._check_places(template, tenants, getattr(settings, "user_args", ("user_id",)), self.options.policy.get("tenant_aware"))
+        manager = desk.cache_manager if self.options.manager is None else self.options.manager
+        settings = manager.settings if issubclass(type(manager), CacheManager) else Settings()
+        self._check_places(template, settings.tenant_args, settings.user_args, self.options.policy.get("tenant_aware"))
         return template
 
     def _check_places(self, template: Template, tenant_args: Iterable[str], user_args: Iterable[str], tenant_aware: Aware | None) -> None:
@@ -128,10 +131,12 @@ class Cached:
 
     def _warn_of_a_namesake(self) -> None:
         manager = self.options.manager
-        place = (0 if manager is None else id(manager), self.options.cache_type, self.name)
+        place = (0 if manager is None or manager is desk.cache_manager else id(manager), self.name)
         other = _namesakes.get(place)
         if other is not None and other.function is not self.function:
-            warn_user(f"a second function is cached as {self.name!r}: they would share entries; give one of them name=")
+            warn_user(
+                f"a second function is cached as {self.name!r}: they would share entries, or be cleared together; give one of them name="
+            )
         _namesakes[place] = self
 
     # A call
@@ -218,7 +223,7 @@ class Cached:
 
     def _tags_of(self, arguments: Mapping[str, Any]) -> Iterable[str]:
         if callable(self._tags):
-            return self._tags(Call(arguments))
+            return listed(self._tags(Call(arguments)), "tags")
         return [template.fill(arguments) for template in self._tags]
 
     # Under a manager
@@ -234,7 +239,7 @@ class Cached:
             max_value_bytes=policy.max_value_bytes,
             counts=manager.counts(self.options.cache_type),
             own=self._counts.setdefault(manager, Counts()),
-            label=self.signature.name,
+            label=keys.unescape(self.name),
             convert=self.options.returns is not MISSING,
             personal=self.signature.is_personal or bool(manager.settings.exclude_types),
         )
@@ -248,8 +253,8 @@ class Cached:
 
     def _its_serializer(self) -> Serializer:
         if self._serializer is None:
-            declared = self.options.returns if self.options.returns is not MISSING else _return_annotation(self.function)
-            self._serializer = serializer_for(declared)
+            returns = self.options.returns
+            self._serializer = _declared(self.function) if returns is MISSING else serializer_for(returns)
         return self._serializer
 
     async def place(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[CacheManager, Engine | None, Address, Terms]:
@@ -363,7 +368,7 @@ class Cached:
         return (tail if placed else keys.owner_segments(owner.tenants, owner.users) + tail), life
 
 
-_namesakes: weakref.WeakValueDictionary[tuple[int, str, str], Cached] = weakref.WeakValueDictionary()
+_namesakes: weakref.WeakValueDictionary[tuple[int, str], Cached] = weakref.WeakValueDictionary()
 
 
 def _is_past(manager: CacheManager) -> bool:
@@ -381,16 +386,24 @@ def _full_name(function: Callable[..., Any]) -> str:
     return f"{function.__module__}.{qualname}"
 
 
+def _declared(function: Callable[..., Any]) -> Serializer:
+    """The codec for what is declared to be returned; an annotation that cannot be resolved warns and counts as absent."""
+    try:
+        return serializer_for(_return_annotation(function))
+    except Exception as error:
+        log.warning("the return annotation of %s cannot be resolved (%s) and counts as absent", function, error)
+        return serializer_for()
+
+
 def _return_annotation(function: Callable[..., Any]) -> Any:
-    """What is declared to be returned; an annotation that cannot be resolved warns and counts as absent."""
     declared = getattr(function, "__annotations__", {})
     if "return" not in declared:
         return ANY
-    try:
-        annotation = typing.get_type_hints(function, include_extras=True)["return"]
-    except (NameError, AttributeError, TypeError) as error:
-        log.warning("the return annotation %r of %s cannot be resolved (%s) and counts as absent", declared["return"], function, error)
-        return ANY
+    alone = SimpleNamespace(  # parameters may have types that only type checkers can import
+        __annotations__={"return": declared["return"]}, __type_params__=getattr(function, "__type_params__", ())
+    )
+    scope = getattr(inspect.unwrap(function), "__globals__", {})
+    annotation = typing.get_type_hints(alone, globalns=scope, include_extras=True)["return"]
     origin = typing.get_origin(annotation)
     if isinstance(origin, type) and issubclass(origin, typing.Awaitable) and not inspect.iscoroutinefunction(function):
         return typing.get_args(annotation)[-1]

@@ -24,7 +24,9 @@ from aiocache_aura import cache_manager as desk
 from aiocache_aura import keys
 from aiocache_aura.cache_manager import CacheManager
 from aiocache_aura.context import Id, Identity, id_text, identity
+from aiocache_aura.desk import listed
 from aiocache_aura.errors import BackendError, ConfigurationError
+from aiocache_aura.generations import tag_extra
 from aiocache_aura.owner import distinct, ids_among, owner_of
 from aiocache_aura.resilience.threads import call_plain, is_async
 from aiocache_aura.signatures import CallSignature
@@ -109,7 +111,7 @@ class Invalidating:
 
     async def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         manager = desk.cache_manager if self.options.manager is None else self.options.manager
-        if isinstance(manager, CacheManager):
+        if issubclass(type(manager), CacheManager):
             for name in self.options.cache_types:
                 manager.policy(name)
         arguments = self.signature.arguments(self.signature.bind(*args, **kwargs))
@@ -133,13 +135,13 @@ class Invalidating:
             told = {**arguments, RESULT: result}
             try:
                 of_tenant, of_user = (tenant, user) if tenant and user else self._owners(manager, told)
-                tags, wanted = self._filled(self._tags, told), self._filled(self._keys, told)
+                tags, wanted = self._filled(self._tags, told, tag_extra), self._filled(self._keys, told, keys.user_tail)
             except Exception as error:
                 level = logging.DEBUG if result is MISSING else logging.WARNING  # that a cancelled function gave no result is no news
                 log.log(level, "%s: cannot tell what to invalidate (%s): everything of the types is", self.signature.name, error)
                 of_tenant, of_user = tenant or _Owner(ALL, scope_counts=False), _Owner(ALL, scope_counts=False)
                 tags, wanted = None, None
-            if isinstance(manager, CacheManager):
+            if issubclass(type(manager), CacheManager):
                 await self._through_manager(manager, of_tenant, of_user, known, tags, wanted)
             else:
                 await self._through_stranger(manager, of_tenant, known, tags, wanted)
@@ -147,37 +149,48 @@ class Invalidating:
         return invalidate
 
     def _owners(self, manager: Any, told: Mapping[str, Any]) -> tuple[_Owner, _Owner]:
-        names = manager.settings.tenant_args if isinstance(manager, CacheManager) else ("tenant_id", "restaurant_id")
+        names = manager.settings.tenant_args if issubclass(type(manager), CacheManager) else ("tenant_id", "restaurant_id")
         tenant = _filled_id(self._tenant, told, "tenant")
-        if self._tenant is None:
+        is_known = self._tenant is None and not self._is_of_any_type  # tags of any type are of any tenant, too
+        if is_known:
             tenant = ids_among(told, names, "tenant")
-        return _Owner(tenant, self._tenant is None), _Owner(_filled_id(self._user, told, "user"), scope_counts=False)
+        return _Owner(tenant, is_known), _Owner(_filled_id(self._user, told, "user"), scope_counts=False)
 
-    def _filled(self, texts: list[Template] | Callable[[Call], Iterable[str]], told: Mapping[str, Any]) -> list[str] | None:
-        """The texts of this call; None where none were asked for."""
-        if callable(texts):
-            return list(texts(Call(told, told[RESULT])))
-        return [text.fill(told) for text in texts] if texts else None
+    @property
+    def _is_of_any_type(self) -> bool:
+        return bool(self._tags) and not self.options.cache_types
+
+    def _filled(
+        self, texts: list[Template] | Callable[[Call], Iterable[str]], told: Mapping[str, Any], check: Callable[[str], object]
+    ) -> list[str] | None:
+        """The texts of this call, `check`ed; None where none were asked for."""
+        if not texts:
+            return None
+        filled = listed(texts(Call(told, told[RESULT])), "tags and keys") if callable(texts) else [text.fill(told) for text in texts]
+        for text in filled:
+            check(text)
+        return filled
 
     async def _through_manager(
         self, manager: CacheManager, tenant: _Owner, user: _Owner, known: Identity, tags: list[str] | None, wanted: list[str] | None
     ) -> None:
         tenants, users = tenant.ids(known.tenant), user.ids(known.user)
         scopes: list[bytes] = []
-        for name in self._types(manager, tags):
+        for name in self._types(manager, tags, bool(tenants or users)):
             if wanted is not None:
                 await self._delete(manager, name, tenant, user, known, wanted)
             if wanted is None or tags is not None:
-                scopes += manager.addresses.to_invalidate(name, tenants, users if tags is None else (), tags or ())
+                scopes += manager.addresses.to_invalidate(name, *_narrowest(name, tenants, users, tags))
                 if name is not None:
                     manager.counts(name).invalidations += 1
         if scopes and tags != []:
             await manager.drop(tuple(dict.fromkeys(scopes)), f"what {self.signature.name} invalidates")
 
-    def _types(self, manager: CacheManager, tags: list[str] | None) -> Iterable[str | None]:
+    def _types(self, manager: CacheManager, tags: list[str] | None, is_narrowed: bool) -> Iterable[str | None]:
+        """The types, or None where what narrows crosses them all."""
         if self.options.cache_types:
             return self.options.cache_types
-        return list(manager.caches) if tags is None and self._tags else [None]  # tags that cannot be filled: those of any type
+        return [None] if tags is not None or (is_narrowed and not self._tags) else list(manager.caches)
 
     async def _delete(
         self, manager: CacheManager, name: str | None, tenant: _Owner, user: _Owner, known: Identity, wanted: Iterable[str]
@@ -235,6 +248,14 @@ def _filled_id(told: Template | str | Everyone | None, arguments: Mapping[str, A
         return told
     value = told.value(arguments) if isinstance(told, Template) else told
     return () if value is None else (id_text(value, what),)
+
+
+def _narrowest(
+    name: str | None, tenants: tuple[str, ...], users: tuple[str, ...], tags: list[str] | None
+) -> tuple[tuple[str, ...], tuple[str, ...], list[str]]:
+    """Tenants, users and tags to clear: those that narrow a type; across types nothing is of two kinds at once, so only the narrowest."""
+    users = users if tags is None else ()
+    return () if name is None and (tags or users) else tenants, users, tags or []
 
 
 def _texts(owner: _Owner) -> tuple[str, ...]:

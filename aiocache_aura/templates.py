@@ -28,6 +28,8 @@ class Template:
 
     def __init__(self, text: str, parameters: Iterable[str], *, what: str, secret: Iterable[str] = ()) -> None:
         """Fields of `secret` parameters are hashed."""
+        if not isinstance(text, str):
+            raise ConfigurationError(f"{what}: a template is text such as 'dish:{{dish_id}}', not {type(text).__name__} {text!r:.40}")
         self.text, self._what, self._secret = text, what, frozenset(secret)
         try:
             self._parts = list(_formatter.parse(text))
