@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from aiocache_aura.clock import Clock
 from aiocache_aura.codecs.envelope import FRONT
+from aiocache_aura.errors import BackendError
 from aiocache_aura.stores.base import TOKEN_BYTES, Claim, Fill, Scopes, Tokens, Verdict
 from aiocache_aura.stores.sieve import Sieve
 
@@ -55,9 +56,11 @@ class MemoryStore:
     async def store(self, items: Sequence[tuple[bytes, bytes, float | None]], *, timeout: float) -> None:
         with self._lock:
             now = self._now()
-            for key, raw, life in items:
+            for key, _, _ in items:
                 self._permits.pop(key)
-                self._put(key, raw, life, now)
+            taken = [self._put(key, raw, life, now) for key, raw, life in items]
+        if not all(taken):
+            raise BackendError(f"an entry is larger than the whole memory of {self!r}; raise l1_bytes or store less")
 
     async def store_if(self, key: bytes, raw: bytes, life: float | None, *, seen: bytes | None, timeout: float) -> bool:
         with self._lock:
@@ -65,16 +68,14 @@ class MemoryStore:
             if not self._holds(key, seen, now):
                 return False
             self._permits.pop(key)
-            self._put(key, raw, life, now)
-            return True
+            return self._put(key, raw, life, now)
 
     async def expire(self, key: bytes, raw: bytes, life: float | None, *, seen: bytes, timeout: float) -> bool:
         with self._lock:
             now = self._now()
             if not self._holds(key, seen, now):
                 return False
-            self._put(key, raw, life, now)
-            return True
+            return self._put(key, raw, life, now)
 
     async def delete(self, keys: Sequence[bytes], *, timeout: float) -> int:
         with self._lock:
@@ -116,9 +117,9 @@ class MemoryStore:
         there = self.values.get(key, now)
         return there is None if seen is None else there is not None and there[FRONT] == seen[FRONT]
 
-    def _put(self, key: bytes, raw: bytes, life: float | None, now: float) -> None:
+    def _put(self, key: bytes, raw: bytes, life: float | None, now: float) -> bool:
         expires = float("inf") if life is None else now + life
-        self.values.put(key, raw, weight=len(key) + len(raw) + OVERHEAD_BYTES, expires=expires)
+        return self.values.put(key, raw, weight=len(key) + len(raw) + OVERHEAD_BYTES, expires=expires)
 
     def _permit(self, key: bytes, now: float) -> bytes:
         permit = self._permits.get(key, now)
@@ -130,8 +131,8 @@ class MemoryStore:
     def _fill(self, fill: Fill, now: float) -> bool:
         if self._permits.get(fill.key, now) != fill.permit:
             return False
-        self._put(fill.key, fill.raw, fill.life, now)
-        return True  # the permit stays: whoever shares it may fill too, until something voids it (M9)
+        # The permit stays: whoever shares it may fill too, until something voids it (M9).
+        return self._put(fill.key, fill.raw, fill.life, now)
 
     def _read(self, scopes: Scopes, now: float) -> Tokens:
         return Tokens({scope: self._tokens.get(scope, now) for scope in scopes})
