@@ -114,7 +114,7 @@ class Endpoint:
             "lib_name": None,
             "lib_version": None,
             "maint_notifications_config": _no_maintenance(),
-            "socket_timeout": CONNECT_TIMEOUT,
+            "socket_timeout": None,  # `take_over` has one for all; theirs is a wait_for, which loses cancellations before Python 3.12
             "socket_connect_timeout": CONNECT_TIMEOUT,
             "retry_on_timeout": False,
             "retry_on_error": [],

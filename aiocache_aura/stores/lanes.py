@@ -11,8 +11,8 @@ Invariants
   fails groups at once; only patient ones wait for the next attempt. Attempts are made when somebody asks, with a backoff.
 - A group that is not repeatable is written at most once. A repeatable one whose connection was lost before its answer is written again.
 - One timer for each lane stands at its earliest deadline, never one for each group.
-- A lane that owes an answer whose time is up is aborted and made anew once it has been silent for `STUCK_AFTER` seconds, or once the answer
-  is `LATE_AFTER` seconds late though bytes come in: a garbled length may claim all that follows.
+- A lane that has answered nobody in time since a first answer was late is aborted and made anew: after `STUCK_AFTER` seconds of silence, or
+  after `LATE_AFTER` though bytes come in, for a garbled length may have claimed what followed, and all replies come one group too late.
 - A connection that was lost before it gave a single answer counts as a failed attempt: its successor is as short-lived, or soon will be.
 - Only listed commands: anything that blocks, or is answered by something else than one reply, would shift or stall everybody's replies.
 """
@@ -105,6 +105,7 @@ class MultiplexedLane(asyncio.Protocol):
         self._error: BackendError | None = None
         self._failures, self._not_before = 0, 0.0
         self._heard_at = 0.0  # on this connection
+        self._late_since: float | None = None  # when the first of the groups was written that were not answered in time, none in between
         self._gone = asyncio.Event()
         self._gone.set()
         self._keeper: Keeper | None = None
@@ -181,7 +182,7 @@ class MultiplexedLane(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
         self._reader = hiredis.Reader(notEnoughData=_NOTHING)
-        self._heard_at, self._paused = 0.0, False
+        self._heard_at, self._late_since, self._paused = 0.0, None, False
         self._gone.clear()
 
     def data_received(self, data: bytes) -> None:
@@ -203,6 +204,7 @@ class MultiplexedLane(asyncio.Protocol):
                     pending.popleft()
                     if not group.over:
                         group.over = True
+                        self._late_since = None
                         if not group.handler.deliver(group.replies):
                             raise ValueError("it is of another kind")
         except (hiredis.HiredisError, IndexError, ValueError, TypeError) as error:
@@ -246,7 +248,7 @@ class MultiplexedLane(asyncio.Protocol):
         again = []
         for group in lost:
             if group.repeatable and not group.over:
-                group.replies = []
+                group.replies, group.written_at = [], 0.0
                 again.append(group)
             else:
                 group.fail(error)
@@ -272,6 +274,7 @@ class MultiplexedLane(asyncio.Protocol):
         if self._keeper is None:
             self._keeper = Keeper(self._let_go)
         self._connecting = self._loop.create_task(self._connect())
+        self._connecting.add_done_callback(self._never_begun)
 
     async def _connect(self) -> None:
         failure: BackendError | None = BackendError(f"connecting to {self._endpoint!r} was cancelled")
@@ -281,10 +284,14 @@ class MultiplexedLane(asyncio.Protocol):
         except BackendError as error:
             failure = error
         finally:
-            self._connecting = None
             self._connected(failure)
 
+    def _never_begun(self, task: asyncio.Task[None]) -> None:
+        if self._connecting is task:  # cancelled before its first step
+            self._connected(BackendError(f"connecting to {self._endpoint!r} was cancelled"))
+
     def _connected(self, failure: BackendError | None) -> None:
+        self._connecting = None
         if self.state is State.CLOSED:
             self._abort()
         elif failure is not None:
@@ -320,25 +327,22 @@ class MultiplexedLane(asyncio.Protocol):
     def _on_time(self) -> None:
         self._timer = None
         now = self._loop.time()
-        self._expire(self._queue, now)
-        self._expire(self._pending, now)
+        for group in (*self._pending, *self._queue):
+            if group.deadline <= now and not group.over:
+                if group.written_at and self._late_since is None:
+                    self._late_since = group.written_at
+                group.fail(BackendTimeoutError(f"{self._endpoint!r} did not answer in time"))
         self._queue = deque(group for group in self._queue if not group.over)
         times = [group.deadline for group in (*self._queue, *self._pending) if not group.over]
-        if self._pending and self._pending[0].over:
-            asked_at = self._pending[0].written_at
-            given_up_at = min(max(asked_at, self._heard_at) + STUCK_AFTER, asked_at + LATE_AFTER)
+        if self._pending and self._pending[0].over and self._late_since is not None:
+            given_up_at = min(max(self._pending[0].written_at, self._heard_at) + STUCK_AFTER, self._late_since + LATE_AFTER)
             if now >= given_up_at:
-                self._error = BackendTimeoutError(f"{self._endpoint!r} has not answered for {now - asked_at:.1f} s")
+                self._error = BackendTimeoutError(f"{self._endpoint!r} has answered nothing in time for {now - self._late_since:.1f} s")
                 self._abort()
             else:
                 times.append(given_up_at)
         if times:
             self._arm(min(times))
-
-    def _expire(self, groups: deque[_Group], now: float) -> None:
-        for group in groups:
-            if group.deadline <= now and not group.over:
-                group.fail(BackendTimeoutError(f"{self._endpoint!r} did not answer in time"))
 
     # The end
 
@@ -359,9 +363,9 @@ class MultiplexedLane(asyncio.Protocol):
         self.state, self._error = State.CLOSED, BackendError(f"the connection to {self._endpoint!r} is closed")
         if self._timer is not None:
             self._timer.cancel()
-        if self._connecting is not None:
+        while self._connecting is not None:
             self._connecting.cancel()
-            await asyncio.wait({self._connecting})
+            await asyncio.wait({self._connecting}, timeout=BACKOFF_FIRST)
         await (self._let_go() if self._keeper is None else self._keeper.aclose())
         with suppress(TimeoutError):
             async with asyncio.timeout(STUCK_AFTER):
