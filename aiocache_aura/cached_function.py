@@ -58,6 +58,9 @@ class _Plain(Generic[P, R]):
     __qualname__: str
     _core: Cached
 
+    def __repr__(self) -> str:
+        return f"<cached {self._core.signature.name}>"
+
     def cache_info(self) -> CacheInfo:
         """Hits and misses of this function in this process."""
         return self._core.cache_info()
@@ -174,9 +177,6 @@ class CachedFunction(BoundCached[P, R]):
         self._family, self._kind = family, kind
         vars(self).update(_dress(family.way("cls" if kind == "cls" else None if kind == "static" else family.first)))
 
-    def __repr__(self) -> str:
-        return f"<cached {self.__qualname__}>"
-
     @overload
     def __get__(self, instance: None, owner: type[Any], /) -> ClassAccess[P, R]: ...
     @overload
@@ -242,10 +242,31 @@ class AsyncWrapped(Generic[P, R]):
         raise TypeError("only type checkers see this class")
 
     @overload
-    def __get__(self, instance: None, owner: type[Any], /) -> Self: ...
+    def __get__(self, instance: None, owner: type[Any], /) -> AsyncByClass[P, R]: ...
     @overload
     def __get__(
         self: AsyncWrapped[Concatenate[S, P2], R], instance: S, owner: type[Any] | None = None, /
     ) -> Callable[P2, Coroutine[Any, Any, R]]: ...
+    @overload
+    def __get__(
+        self: AsyncWrapped[Concatenate[type[S], P2], R], instance: S, owner: type[Any] | None = None, /
+    ) -> Callable[P2, Coroutine[Any, Any, R]]: ...
+    @overload
+    def __get__(self, instance: object, owner: type[Any] | None = None, /) -> Self: ...
     def __get__(self, instance: Any, owner: type[Any] | None = None, /) -> Any:
+        raise TypeError("only type checkers see this class")
+
+
+class AsyncByClass(Generic[P, R]):
+    """`Class.f` of a function that invalidates, as type checkers see it: with and without a first argument, as `ClassAccess`."""
+
+    __wrapped__: Callable[..., Any]
+    __name__: str
+    __qualname__: str
+
+    @overload
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    @overload
+    async def __call__(self: AsyncByClass[Concatenate[Any, P2], R], *args: P2.args, **kwargs: P2.kwargs) -> R: ...
+    async def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError("only type checkers see this class")
