@@ -630,8 +630,8 @@ async def test_a_lane_that_answers_one_group_too_late(server: ScriptedServer, la
     began = time.perf_counter()
     first = lane._transport
     while lane._transport is first:
-        with pytest.raises(BackendError):
-            await lane.send(GET, timeout=0.02)
+        (said,) = await asyncio.gather(lane.send(GET, timeout=0.02), return_exceptions=True)
+        assert isinstance(said, BackendError) or lane._transport is not first
     assert time.perf_counter() - began < 2.0
     assert await lane.send(GET, timeout=SOON) == [b"k"]
 
@@ -719,8 +719,8 @@ async def test_a_server_that_does_not_read(server: ScriptedServer, lane: Multipl
     big = b"x" * 2**23
     most = 0
     while lane._transport is transport:
-        with pytest.raises(BackendError):
-            await lane.send([("SET", b"k", big)], timeout=0.01)
+        (said,) = await asyncio.gather(lane.send([("SET", b"k", big)], timeout=0.01), return_exceptions=True)
+        assert isinstance(said, BackendError) or lane._transport is not transport
         most = max(most, transport.get_write_buffer_size())
     assert 0 < most <= 2 * 2**23
     assert await lane.send(GET, timeout=SOON, patient=True) == [b"k"]
