@@ -3,16 +3,21 @@
 PLAIN is JSON, for what JSON holds exactly; TAGGED is JSON with tags, for the rest of the standard library's values and for the classes that
 an annotation or `register_type` names. Every store is checked. For PLAIN the check is at C speed: marshal writes by exact type and refuses
 everything else, so the decoded structure is the same exactly when both are the same bytes to it. (Version 2: no references, which would
-depend on counts, and no interning flags. It also writes foreign buffers as bytes, but JSON has refused those before.)
+depend on counts, and no interning flags. It also writes foreign buffers as bytes, but JSON refuses those.)
+
+orjson does not see what is nested deeply: it writes closing brackets without making room for them, over the end of its buffer from depth
+34 (3.10.18 to 3.11) or 230 (3.12, 3.13) on, and neither counts tuples (3.12, 3.13). The standard library's encoder writes such values.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import marshal
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import chain, compress
 from typing import Any, TypeVar
 
 import orjson
@@ -24,6 +29,7 @@ from aiocache_aura.codecs.tagged import FIXES, Reader, Writer
 from aiocache_aura.errors import SerializationError
 
 PLAIN, TAGGED = 0, 1
+DEEP = 200 if tuple(map(int, orjson.__version__.split(".")[:2])) >= (3, 12) else 30
 T = TypeVar("T")
 
 _registered: dict[type, Shape] = {}
@@ -63,13 +69,8 @@ class Serializer:
     def encode(self, value: object) -> tuple[int, bytes]:
         """(codec number, payload); SerializationError names the path in the value that would not come back."""
         try:
-            payload = orjson.dumps(value)
-            if marshal.dumps(value, 2) == marshal.dumps(orjson.loads(payload), 2):  # type: ignore[arg-type]
-                return PLAIN, payload
-        except (TypeError, ValueError):
-            pass  # not all JSON: tags will say
-        try:
-            return TAGGED, self._tagged(value)
+            plain = _plain(value)
+            return (TAGGED, self._tagged(value)) if plain is None else (PLAIN, plain)
         except RecursionError:
             raise SerializationError(f"value is nested too deeply or contains itself; {FIXES}") from None
 
@@ -77,7 +78,7 @@ class Serializer:
         self._learn()
         writer = Writer(self._named)
         try:
-            payload = orjson.dumps(writer.write(value))
+            payload = _dumps(writer.write(value))
         except (SerializationError, RecursionError):
             raise
         except Exception as error:  # a model's own serializer; its text may hold the value, which logs never show
@@ -134,6 +135,8 @@ class Serializer:
         except SerializationError:
             raise
         except Exception as error:
+            if conforms(value, self.annotation):  # it is one already, of a type that they do not know
+                return value
             raise SerializationError(f"the value cannot be converted to {self.annotation}: {error}") from error
 
     def has_models(self) -> bool:
@@ -151,6 +154,36 @@ def serializer_for(annotation: object = ANY) -> Serializer:
 @lru_cache(maxsize=1024)
 def _cached(annotation: object) -> Serializer:
     return Serializer(annotation)
+
+
+def _plain(value: Any) -> bytes | None:
+    """A value as JSON, if JSON holds all of it."""
+    try:
+        seen = marshal.dumps(value, 2)
+        holders = seen.count(b"[") + seen.count(b"{") + seen.count(b"(")  # at least: texts have brackets, too
+        payload = orjson.dumps(value) if holders < DEEP else _dumps(value)
+        return payload if marshal.dumps(orjson.loads(payload), 2) == seen else None
+    except (TypeError, ValueError):
+        return None
+
+
+def _dumps(value: Any) -> bytes:
+    if _is_deep(value):
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    return orjson.dumps(value)
+
+
+def _is_deep(value: object) -> bool:
+    level: list[Any] = [value]
+    for _ in range(DEEP):
+        holders = list(compress(level, map(_HOLDERS.__contains__, map(type, level))))
+        if not holders:
+            return False
+        level = list(chain.from_iterable(holder.values() if type(holder) is dict else holder for holder in holders))
+    return True
+
+
+_HOLDERS = frozenset((list, tuple, dict))
 
 
 @lru_cache(maxsize=1024)
