@@ -316,8 +316,8 @@ class Engine(Writes):
         """Join the flights there are and lead one batch for the rest, in one synchronous stretch."""
         led: dict[int, Flight] = {}
         aboard: dict[int, tuple[Flight, Waiter]] = {}
-        for flight in filter(None, [self.flights.get(addresses[n].key) for n in wanted]):
-            flight.refuse_recursion()  # before anything is joined or opened
+        for under_way in filter(None, [self.flights.get(addresses[n].key) for n in wanted]):
+            under_way.refuse_recursion()  # before anything is joined or opened
         for n in wanted:
             flight = self.flights.get(addresses[n].key)
             if flight is None:

@@ -277,7 +277,7 @@ async def test_ids_are_compared_as_text(manager):
     assert len(set(found.values())) == len(SAME)
 
 
-@pytest.mark.parametrize("wrong", NO_IDS, ids=repr)
+@pytest.mark.parametrize("wrong", NO_IDS, ids=lambda wrong: type(wrong).__name__)
 @pytest.mark.parametrize("aware", AWARE)
 async def test_what_is_no_id_is_a_type_error(manager, wrong, aware):
     """Empty text, bools, floats and objects: refused as an argument, in a scope, by every verb; also where the owner is left out."""

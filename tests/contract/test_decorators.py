@@ -156,7 +156,7 @@ class TestDecorating:
             ({"provide": {}}, TypeError, "provide"),
             ({"warm": 1}, TypeError, "warm"),
         ],
-        ids=str,
+        ids=lambda part: " ".join(part) if isinstance(part, dict) else str(part),
     )
     def test_options_that_cannot_work_are_refused_at_decoration(self, options, error, names):
         with pytest.raises(error, match=names):
