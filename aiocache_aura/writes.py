@@ -74,10 +74,8 @@ class Writes(Entries):
     async def _fingerprints(self, addresses: Sequence[Address], terms: Terms) -> dict[bytes, bytes]:
         """Of each key, the generations that a `set` of it stores: those this process saw missing it, else those there are now (M10)."""
         known = {address.key: self._recall(address) for address in addresses}
-        unknown = dict.fromkeys(scope for a in addresses for scope in a.scopes if known[a.key].get(scope) is None)
-        asked: dict[bytes, bytes | None] = {}
-        if unknown:
-            asked = (await self._port.generations(tuple(unknown), life=finite(terms.life), timeout=self._budget)).found
+        scopes = tuple(dict.fromkeys(scope for address in addresses for scope in address.scopes))
+        asked = (await self._port.generations(scopes, life=finite(terms.life), timeout=self._budget)).found  # and live as long (M8)
         prints = {}
         for address in addresses:
             tokens = {scope: known[address.key].get(scope) or asked.get(scope) for scope in address.scopes}
@@ -131,6 +129,10 @@ class Writes(Entries):
             return False
         if not life:
             return bool(await self.delete([address], terms))
+        scopes = self._scopes_of(address, entry)
+        generations = await self._port.generations(scopes, life=finite(life), timeout=self._budget)  # which have to live as long (M8)
+        if generations.fingerprint(scopes) != entry.fingerprint:
+            return False
         renewed = seal(address.checksum, entry.renewed(self._time(), life))
         return await self._port.expire(address.key, renewed, finite(life), seen=raw, timeout=self._budget)
 
