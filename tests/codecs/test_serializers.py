@@ -5,8 +5,10 @@ from __future__ import annotations
 import collections
 import datetime as dt
 import enum
+import functools
 import logging
 import math
+import operator
 import os
 import subprocess
 import sys
@@ -15,7 +17,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field, make_dataclass
 from decimal import Decimal
-from typing import Any, Generic, NamedTuple, Optional, TypedDict, TypeVar, Union
+from typing import Any, Generic, NamedTuple, TypedDict, TypeVar
 from unittest.mock import MagicMock
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -269,7 +271,7 @@ class TestLookAlikes:
         """Same fields, same values: the class is what it was."""
         twins = [make_dataclass(f"Twin{n}", [("item", int)]) for n in range(3)]
         twins += [msgspec.defstruct("TwinStruct", [("item", int)]), pydantic.create_model("TwinModel", item=(int, ...))]
-        declared = list[Union[tuple(twins)]]
+        declared = list[functools.reduce(operator.or_, twins)]
         value = [twin(item=1) for twin in reversed(twins)]
         assert same(back(value, declared), value)
 
@@ -301,7 +303,7 @@ class TestLookAlikes:
         assert refused(holder(item=Derived(name="a", price=1)), holder).startswith("value.item is a ")
         annotation, hold = HOLDERS["dataclass"](Dish)
         assert refused(hold(Pizza("a", Decimal(1))), annotation).startswith("value.item is a ")
-        assert same_or_refused(hold(Pizza("a", Decimal(1))), Union[annotation, Pizza])
+        assert same_or_refused(hold(Pizza("a", Decimal(1))), annotation | Pizza)
 
     def test_two_classes_of_one_name_are_never_mixed_up(self):
         """Classes made anew, as by a reloader, have the same name: each comes back as itself, or not at all."""
@@ -838,7 +840,7 @@ def _with_subclasses(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 ORDINARY = st.recursive(_LEAVES, _containers, max_leaves=12)
 ANYTHING = st.recursive(st.one_of(_LEAVES, _FOREIGN), _with_subclasses, max_leaves=12)
-DECLARED = Union[Size, Right, Level, Mood, Dish, Point, Order, MenuOut, Box[Any], list[float], dict[str, int], None]
+DECLARED = Size | Right | Level | Mood | Dish | Point | Order | MenuOut | Box[Any] | list[float] | dict[str, int] | None
 
 
 class TestAnyValue:
