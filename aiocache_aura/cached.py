@@ -8,6 +8,7 @@ is no `CacheManager` is asked through its own `get` and `set`, and nothing is re
 from __future__ import annotations
 
 import functools
+import gc
 import inspect
 import logging
 import typing
@@ -132,12 +133,18 @@ class Cached:
     def _warn_of_a_namesake(self) -> None:
         manager = self.options.manager
         place = (0 if manager is None or manager is desk.cache_manager else id(manager), self.name)
-        other = _namesakes.get(place)
-        if other is not None and other.function is not self.function:
+        if self._has_namesake(place) and place not in _clashed:
+            gc.collect()  # one that nobody can call any more is still there while a cycle of references holds it
+        if self._has_namesake(place):
+            _clashed.add(place)
             warn_user(
                 f"a second function is cached as {self.name!r}: they would share entries, or be cleared together; give one of them name="
             )
         _namesakes[place] = self
+
+    def _has_namesake(self, place: tuple[int, str]) -> bool:
+        other = _namesakes.get(place)
+        return other is not None and other.function is not self.function
 
     # A call
 
@@ -369,6 +376,7 @@ class Cached:
 
 
 _namesakes: weakref.WeakValueDictionary[tuple[int, str], Cached] = weakref.WeakValueDictionary()
+_clashed: set[tuple[int, str]] = set()
 
 
 def _is_past(manager: CacheManager) -> bool:
