@@ -20,6 +20,7 @@ from tests.servers import ENGINES, Server
 REMOTE = ["fakeredis", *(f"{engine}-{way}" for engine in ENGINES for way in ("tcp", "unix"))]
 STORES = ["memory", *REMOTE]
 PREFIX = "shop"
+PATIENT = 5.0  # seconds: what is tested here is not how fast a machine is
 
 
 class Store:
@@ -44,7 +45,7 @@ class Store:
 
     def open(self, **options: Any) -> CacheManager:
         """A manager of this store; over anything but memory, all of them see the same entries."""
-        options = {"prefix": PREFIX, **options}
+        options = {"prefix": PREFIX, "budget": PATIENT, **options}
         if self.is_memory:
             made = CacheManager("memory://", **options)
         elif self.server is None:
