@@ -531,6 +531,19 @@ class TestOwnClasses:
         empty = make_dataclass("Empty", [], namespace={"__eq__": Liar.__eq__}, eq=False)
         assert not same_or_refused(empty(), empty)
 
+    def test_a_class_that_makes_something_else_of_its_parts_is_refused(self):
+        """Wherever it stands, also where Python compares it by ==: in a set, or as a key."""
+
+        class Rounded(Point):
+            def __new__(cls, x: int, y: int) -> Rounded:
+                return tuple.__new__(cls, (float(x), float(y)))
+
+        whole, odd = Rounded(1, 2), tuple.__new__(Rounded, (1, 2))
+        assert whole == odd
+        for hold in (lambda v: v, lambda v: {v}, lambda v: frozenset({v}), lambda v: {v: 1}, lambda v: [(v,)]):
+            assert same_or_refused(hold(whole), Rounded)
+            assert not same_or_refused(hold(odd), Rounded)
+
     def test_aliases_and_odd_values_of_enums(self):
         """A member is stored by name, so its value may be anything."""
 
