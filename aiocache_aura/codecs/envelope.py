@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from zlib import crc32
 
 MAGIC = b"AU"
@@ -53,7 +53,7 @@ class Entry:
     schema: int
     fingerprint: bytes
     extras: bytes
-    payload: bytes | memoryview
+    payload: bytes | memoryview = field(repr=False)
 
     def is_fresh(self, now: float) -> bool:
         return now < self.created + self.ttl
