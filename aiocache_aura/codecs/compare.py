@@ -14,63 +14,78 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 
-def difference(a: Any, b: Any, path: str = "value") -> str | None:
+def difference(a: Any, b: Any) -> str | None:
     """Where `b` is not the same as `a`, as a path into the value; None where it is."""
+    found = _differs(a, b)
+    return None if found is None else f"value{found}"
+
+
+def _differs(a: Any, b: Any) -> str | None:
+    """The path below `a`, which is "" for `a` itself: put together on the way out, as there is none in nearly every case."""
+    if a is b:
+        return None
     kind = type(a)  # never `__class__`: proxies and mocks lie about that
     if kind is not type(b):
-        return path
+        return ""
     compare = _COMPARE.get(kind)
     if compare is not None:
-        return compare(a, b, path)
+        return compare(a, b)
     if issubclass(kind, Enum):
-        return None if a is b or (a.name == b.name and a.value == b.value) else path
-    if issubclass(kind, tuple):
-        return _sequences(a, b, path) or _states(state_of(a), state_of(b), path)
+        return None if a.name == b.name and a.value == b.value else ""
     mine, theirs = state_of(a), state_of(b)
-    if not mine and not theirs:
-        return _by_equality(a, b, path)
-    return _states(mine, theirs, path)
+    if issubclass(kind, tuple):
+        found = _sequences(a, b)
+        return _states(mine, theirs) if found is None else found
+    return _states(mine, theirs) if mine or theirs else _by_equality(a, b)
 
 
-def _by_equality(a: Any, b: Any, path: str) -> str | None:
-    return None if a == b else path
+def _by_equality(a: Any, b: Any) -> str | None:
+    return None if a == b else ""
 
 
-def _floats(a: float, b: float, path: str) -> str | None:
-    return None if struct.pack("d", a) == struct.pack("d", b) or (a != a and b != b) else path
+def _floats(a: float, b: float) -> str | None:
+    return None if struct.pack("d", a) == struct.pack("d", b) or (a != a and b != b) else ""
 
 
-def _decimals(a: Decimal, b: Decimal, path: str) -> str | None:
-    return None if a.as_tuple() == b.as_tuple() else path
+def _complexes(a: complex, b: complex) -> str | None:
+    return _sequences((a.real, a.imag), (b.real, b.imag)) and ""
 
 
-def _sequences(a: Any, b: Any, path: str) -> str | None:
+def _decimals(a: Decimal, b: Decimal) -> str | None:
+    return None if a.as_tuple() == b.as_tuple() else ""
+
+
+def _sequences(a: Any, b: Any) -> str | None:
     if len(a) != len(b):
-        return path
-    pairs = enumerate(zip(a, b, strict=True))
-    return next((found for n, (x, y) in pairs if (found := difference(x, y, f"{path}[{n}]"))), None)
+        return ""
+    for n, (x, y) in enumerate(zip(a, b, strict=True)):
+        found = _differs(x, y)
+        if found is not None:
+            return f"[{n}]{found}"
+    return None
 
 
-def _dicts(a: dict[Any, Any], b: dict[Any, Any], path: str) -> str | None:
+def _dicts(a: dict[Any, Any], b: dict[Any, Any]) -> str | None:
     if len(a) != len(b):
-        return path
+        return ""
     for (key, x), (other, y) in zip(a.items(), b.items(), strict=True):
-        found = difference(key, other, f"{path}.key") or difference(x, y, f"{path}[{key!r:.40}]")
-        if found:
-            return found
+        found = _differs(key, other)
+        if found is not None:
+            return f".key{found}"
+        found = _differs(x, y)
+        if found is not None:
+            return f"[{key!r:.40}]{found}"
     return None
 
 
-def _sets(a: Any, b: Any, path: str) -> str | None:
+def _sets(a: Any, b: Any) -> str | None:
     there = {y: y for y in b}
-    if a != b or any(difference(x, there[x]) for x in a):  # {1} and {True} are equal sets
-        return path
-    return None
+    return None if a == b and all(_differs(x, there[x]) is None for x in a) else ""  # {1} and {True} are equal sets
 
 
-def _moments(a: Any, b: Any, path: str) -> str | None:
+def _moments(a: Any, b: Any) -> str | None:
     same = a.replace(tzinfo=None) == b.replace(tzinfo=None) and a.fold == b.fold and a.utcoffset() == b.utcoffset()
-    return None if same and _zone(a.tzinfo) == _zone(b.tzinfo) else path
+    return None if same and _zone(a.tzinfo) == _zone(b.tzinfo) else ""
 
 
 def _zone(zone: Any) -> Any:
@@ -81,11 +96,15 @@ def _zone(zone: Any) -> Any:
     return zone
 
 
-def _states(mine: dict[str, Any], theirs: dict[str, Any], path: str) -> str | None:
+def _states(mine: dict[str, Any], theirs: dict[str, Any]) -> str | None:
     """Objects of the user's classes: everything that is in them."""
     if mine.keys() != theirs.keys():
-        return path
-    return next((found for name in mine if (found := difference(mine[name], theirs[name], f"{path}.{name}"))), None)
+        return ""
+    for name in mine:
+        found = _differs(mine[name], theirs[name])
+        if found is not None:
+            return f".{name}{found}"
+    return None
 
 
 def state_of(value: Any) -> dict[str, Any]:
@@ -107,10 +126,10 @@ def _slots_of(cls: type) -> tuple[str, ...]:
 
 
 _UNSET = object()
-_COMPARE: dict[type, Callable[[Any, Any, str], str | None]] = {
+_COMPARE: dict[type, Callable[[Any, Any], str | None]] = {
     **dict.fromkeys((type(None), bool, int, str, bytes, bytearray, dt.date, dt.timedelta, UUID), _by_equality),
     float: _floats,
-    complex: lambda a, b, path: _floats(a.real, b.real, path) or _floats(a.imag, b.imag, path),
+    complex: _complexes,
     Decimal: _decimals,
     list: _sequences,
     tuple: _sequences,

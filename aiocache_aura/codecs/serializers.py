@@ -26,7 +26,7 @@ import orjson
 from aiocache_aura.codecs.annotations import ANY, conforms, description, says_nothing, shapes_in
 from aiocache_aura.codecs.compare import difference
 from aiocache_aura.codecs.shapes import Shape, is_model, name_of, shape_of
-from aiocache_aura.codecs.tagged import FIXES, Reader, Writer
+from aiocache_aura.codecs.tagged import FIXES, Reader, Refused, Writer
 from aiocache_aura.errors import SerializationError
 
 PLAIN, TAGGED = 0, 1
@@ -80,10 +80,12 @@ class Serializer:
         writer = Writer(self._named)
         try:
             payload = _dumps(writer.write(value))
-        except (SerializationError, RecursionError):
+        except RecursionError:
             raise
+        except Refused as error:
+            raise SerializationError(f"{writer.path} {error}; {FIXES}") from None
         except Exception as error:  # a model's own serializer; its text may hold the value, which logs never show
-            raise writer.refused(value, f"cannot be written ({type(error).__name__})") from error
+            raise SerializationError(f"{writer.path} cannot be written ({type(error).__name__}); {FIXES}") from error
         try:
             path = difference(value, self._read(payload))
         except RecursionError:

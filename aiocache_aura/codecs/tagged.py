@@ -18,7 +18,6 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from aiocache_aura.codecs.shapes import Shape
-from aiocache_aura.errors import SerializationError
 
 MARK = "$"
 _INT_MIN, _INT_MAX = -(2**63), 2**64 - 1
@@ -28,12 +27,20 @@ FIXES = (
 )
 
 
-class Writer:
-    """Encodes one value; keeps the path for errors."""
+class Refused(Exception):
+    """A part of a value that would not come back; says why."""
 
-    def __init__(self, table: Mapping[type, tuple[str, Shape]], root: str = "value") -> None:
+
+class Writer:
+    """Encodes one value. `path` says where an error came from: its steps are noted on the way out."""
+
+    def __init__(self, table: Mapping[type, tuple[str, Shape]]) -> None:
         self._table = table
-        self._path: list[str] = [root]
+        self._steps: list[str] = []
+
+    @property
+    def path(self) -> str:
+        return "value" + "".join(reversed(self._steps))
 
     def write(self, value: Any) -> Any:
         write = _WRITERS.get(type(value))  # never `__class__`: proxies and mocks lie about that
@@ -41,24 +48,29 @@ class Writer:
             return write(self, value)
         named = self._table.get(type(value))
         if named is None:
-            raise self.refused(value)
+            cls = f"{type(value).__module__}.{type(value).__qualname__}"
+            raise Refused(f"is {'an' if cls[0] in 'AEIOUaeiou' else 'a'} {cls}, which would not come back as it is")
         name, shape = named
         return {MARK: ["o", [name, shape.write(value, self)]]}
 
     def at(self, step: str, value: Any) -> Any:
         """`write` for a part of the value, which errors call `step`."""
-        self._path.append(step)
-        written = self.write(value)
-        self._path.pop()
-        return written
+        try:
+            return self.write(value)
+        except BaseException:
+            self._steps.append(step)
+            raise
 
-    def refused(self, value: object, why: str | None = None) -> SerializationError:
-        cls = f"{type(value).__module__}.{type(value).__qualname__}"
-        reason = why or f"is {'an' if cls[0] in 'AEIOUaeiou' else 'a'} {cls}, which would not come back as it is"
-        return SerializationError(f"{''.join(self._path)} {reason}; {FIXES}")
+    def item(self, key: Any, value: Any) -> Any:
+        """`write` for what is under a key or a position."""
+        try:
+            return self.write(value)
+        except BaseException:
+            self._steps.append(f"[{key!r:.40}]")
+            raise
 
     def sequence(self, values: Any) -> list[Any]:
-        return [self.at(f"[{n}]", value) for n, value in enumerate(values)]
+        return [self.item(n, value) for n, value in enumerate(values)]
 
     def int(self, value: int) -> Any:
         return value if _INT_MIN <= value <= _INT_MAX else {MARK: ["i", f"{value:x}"]}
@@ -75,10 +87,10 @@ class Writer:
 
     def dict(self, value: dict[Any, Any]) -> Any:
         if all(type(key) is str and key.isprintable() for key in value) and MARK not in value:
-            return {key: self.at(f"[{key!r:.40}]", item) for key, item in value.items()}
-        return {MARK: ["d", [[self.at(".key", key), self.at(f"[{key!r:.40}]", item)] for key, item in value.items()]]}
+            return {key: self.item(key, item) for key, item in value.items()}
+        return {MARK: ["d", [[self.at(".key", key), self.item(key, item)] for key, item in value.items()]]}
 
-    def zone(self, zone: dt.tzinfo | None, value: object) -> Any:
+    def zone(self, zone: dt.tzinfo | None) -> Any:
         if zone is None:
             return None
         if type(zone) is ZoneInfo and zone.key:
@@ -88,15 +100,13 @@ class Writer:
             name = zone.tzname(None)
             given = name if dt.timezone(offset).tzname(None) != name else None
             return [offset // dt.timedelta(microseconds=1), given]
-        raise self.refused(
-            value, f"has a time zone of {type(zone).__module__}.{type(zone).__qualname__}; use datetime.timezone or zoneinfo"
-        )
+        raise Refused(f"has a time zone of {type(zone).__module__}.{type(zone).__qualname__}; use datetime.timezone or zoneinfo")
 
     def datetime(self, value: dt.datetime) -> Any:
-        return {MARK: ["D", [value.replace(tzinfo=None, fold=0).isoformat(), value.fold, self.zone(value.tzinfo, value)]]}
+        return {MARK: ["D", [value.replace(tzinfo=None, fold=0).isoformat(), value.fold, self.zone(value.tzinfo)]]}
 
     def time(self, value: dt.time) -> Any:
-        return {MARK: ["T", [value.replace(tzinfo=None, fold=0).isoformat(), value.fold, self.zone(value.tzinfo, value)]]}
+        return {MARK: ["T", [value.replace(tzinfo=None, fold=0).isoformat(), value.fold, self.zone(value.tzinfo)]]}
 
 
 def _tag(tag: str, content: Callable[[Any], Any]) -> Callable[[Writer, Any], Any]:

@@ -778,7 +778,8 @@ class TestNeverAnotherType:
             def __hash__(self) -> int:
                 return 1
 
-        assert "secret value" not in refused({Rude(): 1}, Rude)
+        assert same(back({Rude(): 1}, Rude), {Rude(): 1})
+        assert "secret value" not in refused({Rude(): object()}, Rude)
 
         class Grumpy(pydantic.BaseModel):
             item: Any
@@ -857,13 +858,13 @@ DECLARED = Size | Right | Level | Mood | Dish | Point | Order | MenuOut | Box[An
 
 
 class TestAnyValue:
-    @settings(max_examples=400)
+    @settings(max_examples=300)
     @given(ORDINARY)
     def test_what_is_made_of_the_standard_librarys_kinds_comes_back(self, value):
         """Always, and the same."""
         assert same_or_refused(value)
 
-    @settings(max_examples=400)
+    @settings(max_examples=300)
     @given(ANYTHING)
     def test_anything_is_the_same_or_refused(self, value):
         """Undeclared, declared as what it may hold, declared as what it is not: the same thing back, or SerializationError."""
