@@ -30,6 +30,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
 from aiocache_aura.errors import BackendError, ConfigurationError
+from aiocache_aura.stores.replies import told
 
 CONNECT_TIMEOUT = 2.0
 SCHEMES = {"redis": "redis", "rediss": "rediss", "unix": "unix", "valkey": "redis", "valkeys": "rediss"}
@@ -81,12 +82,15 @@ class Endpoint:
             raise ConfigurationError(f"{scheme}:// is not in this version yet; use one of {', '.join(f'{s}://' for s in SCHEMES)}")
         if not colon or scheme not in SCHEMES:
             raise ConfigurationError(
-                f"not a URL of a server: {scheme}://...; it starts with one of {', '.join(f'{s}://' for s in SCHEMES)}"
+                f"not a URL of a server: {scheme if colon else ''}...; it starts with one of {', '.join(f'{s}://' for s in SCHEMES)}"
             )
         try:
             options: dict[str, Any] = dict(redis_connection.parse_url(f"{SCHEMES[scheme]}://{rest}"))
-        except ValueError as error:
-            raise ConfigurationError(f"the {scheme}:// URL cannot be read: {error}") from None
+        except ValueError:  # whose text may hold a part of the password
+            raise ConfigurationError(
+                f"the {scheme}:// URL cannot be read: its port and database are numbers; "
+                "in a user and password anything but letters and digits is percent-encoded, as urllib.parse.quote does"
+            ) from None
         endpoint = cls(options.pop("connection_class", redis_connection.Connection), options)
         unknown = sorted(set(options) - _parameters(endpoint.connection_class) - {*_POOL_ONLY})
         if unknown:
@@ -99,8 +103,8 @@ class Endpoint:
         pool: Any = getattr(client, "connection_pool", None)
         if type(pool) not in (redis_connection.ConnectionPool, redis_connection.BlockingConnectionPool):
             return None
-        standard = next((base for base in _STANDARD if issubclass(pool.connection_class, base)), None)
-        if standard is None or pool.connection_class not in (*_STANDARD, safe_class(standard)):
+        standard = next((base for base in _STANDARD if pool.connection_class in (base, safe_class(base))), None)
+        if standard is None:
             return None
         options = dict(pool.connection_kwargs)
         return None if str(options.get("protocol")) == "2" else cls(standard, options)
@@ -189,29 +193,41 @@ async def _until_closed(let_go: Callable[[], Awaitable[None]]) -> AsyncGenerator
         await let_go()
 
 
-def forget(transport: asyncio.BaseTransport, pid: int, owner: object) -> None:
-    """Let go of what a closed loop, or the process `pid` that this one was forked from, has open.
+def forget(transport: Any, pid: int) -> None:
+    """Let go of a connection of a closed loop, or of the process `pid` that this one was forked from, without touching the loop.
 
-    Nobody can close it: a closed loop's transports can do nothing, and those of a fork's parent are in use. So `owner` is kept for good:
-    a transport that is collected warns, and closes its socket. Only the server is told, if it is this process that leaves.
+    A closed loop's transports can do nothing, and closing one in a fork would take it out of the parent's selector. So its socket is closed
+    beneath it, and the server is told only if it is this process that leaves.
     """
-    _forgotten.append(owner)
-    ours = transport.get_extra_info("socket")
-    if pid == os.getpid() and ours is not None:
-        with suppress(OSError), socket.socket(fileno=os.dup(ours.fileno())) as copy:
-            copy.shutdown(socket.SHUT_RDWR)
+    while transport is not None:
+        raw = getattr(transport, "_sock", None)
+        if raw is None:
+            _forgotten.append(transport)
+        else:
+            with suppress(OSError):
+                if pid == os.getpid():
+                    raw.shutdown(socket.SHUT_RDWR)
+            raw.close()
+        for name, value in (("_sock", None), ("_closing", True), ("_closed", True)):  # else it warns when it is collected
+            if hasattr(transport, name):
+                setattr(transport, name, value)
+        transport = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
 
 
-_forgotten: list[object] = []
+_forgotten: list[object] = []  # transports of other loops than asyncio's, kept for good: collected, they might close themselves
+
+
+def forget_connection(connection: Any, pid: int) -> None:
+    """`forget` for a connection of redis-py's."""
+    writer, connection._writer, connection._reader = getattr(connection, "_writer", None), None, None
+    if isinstance(writer, asyncio.StreamWriter):
+        forget(writer.transport, pid)
 
 
 def forget_pool(pool: Any, pid: int) -> None:
     """`forget` for all connections of a pool."""
-    _forgotten.append(pool)
     for connection in (*getattr(pool, "_available_connections", ()), *getattr(pool, "_in_use_connections", ())):
-        writer = getattr(connection, "_writer", None)
-        if isinstance(writer, asyncio.StreamWriter):
-            forget(writer.transport, pid, connection)
+        forget_connection(connection, pid)
 
 
 class Takeover:
@@ -233,7 +249,7 @@ class Takeover:
 
     def forget(self) -> None:
         """Let go, without touching the loop."""
-        forget(self.transport, self._pid, self)
+        forget_connection(self._connection, self._pid)
 
 
 async def take_over(endpoint: Endpoint, protocol: asyncio.Protocol) -> Takeover:
@@ -244,7 +260,7 @@ async def take_over(endpoint: Endpoint, protocol: asyncio.Protocol) -> Takeover:
     try:
         connection = safe_class(endpoint.connection_class)(**endpoint.connection_options())
     except (TypeError, ValueError, RedisError) as error:
-        raise _explained(endpoint, error) from error
+        raise _explained(endpoint, error) from told(error)[1]
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT):
             await connection.connect()
@@ -257,12 +273,17 @@ async def take_over(endpoint: Endpoint, protocol: asyncio.Protocol) -> Takeover:
         connection._close()
         if not isinstance(error, Exception):
             raise
-        raise _explained(endpoint, error) from error  # whatever it is: a credential provider may raise anything
+        raise _explained(endpoint, error) from told(error)[1]  # whatever it is: a credential provider may raise anything
 
 
 def _explained(endpoint: Endpoint, error: Exception) -> BackendError:
-    text = str(error) or type(error).__name__
-    if isinstance(error, AuthenticationError):
+    root: BaseException = error  # redis-py wraps what it has not foreseen, and does not always say what it was
+    while root.__cause__ is not None or root.__context__ is not None:
+        root = root.__cause__ or root.__context__ or root
+    text, beneath = told(error)[0] or type(error).__name__, told(root)[0]
+    if beneath not in text:
+        text = f"{text} ({beneath})"
+    if isinstance(root, AuthenticationError):
         return BackendError(f"{endpoint!r} refuses the login: {text}; check the user and password")
     if isinstance(error, ResponseError) and "unknown command" in text.lower():
         return Resp3RefusedError(

@@ -23,6 +23,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from aiocache_aura.errors import BackendError, BackendTimeoutError, ConfigurationError
 from aiocache_aura.stores.base import Command, FutureHandler, Handler, own_copy
 from aiocache_aura.stores.connections import CONNECT_TIMEOUT, Endpoint, Keeper, forget_pool, pool_of
+from aiocache_aura.stores.replies import told
 
 PAUSE = 0.05  # before another attempt for those that wait for a server that is down
 
@@ -142,7 +143,8 @@ class PooledLane:
         except (TimeoutError, RedisTimeoutError) as error:
             return _caused(BackendTimeoutError("the server did not answer in time"), error)
         except (RedisError, OSError) as error:
-            return _caused(BackendError(f"the server cannot be asked: {error or type(error).__name__}"), error)
+            text, cause = told(error)
+            return _caused(BackendError(f"the server cannot be asked: {text or type(error).__name__}"), cause)
         return None
 
     async def _connect(self) -> None:
@@ -182,7 +184,7 @@ def _parted(groups: Sequence[_Group], error: BackendError, *, sent: bool) -> lis
     return again
 
 
-def _caused(error: BackendError, cause: Exception) -> BackendError:
+def _caused(error: BackendError, cause: BaseException | None) -> BackendError:
     error.__cause__ = cause
     return error
 

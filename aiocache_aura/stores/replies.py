@@ -46,6 +46,12 @@ _CODES: Final[dict[type, str]] = {
 }
 
 
+def told(error: BaseException) -> tuple[str, BaseException | None]:
+    """What an error says, and itself as a cause to name; without the arguments that servers repeat: keys, values, passwords."""
+    text, repeated, _ = str(error).partition(", with args beginning with")
+    return text, None if repeated else error
+
+
 def code_of(error: Exception) -> str:
     """The word that an error reply begins with."""
     return str(getattr(error, "status_code", None) or _CODES.get(type(error)) or str(error).partition(" ")[0])
@@ -57,11 +63,11 @@ def refused(command: Command, reply: object) -> BackendError:
     name = f"{script.name} (EVALSHA)" if script is not None else str(command[0])
     if not isinstance(reply, Exception):
         return BackendError(f"the server answered {name} with an unexpected {type(reply).__name__}: is it a Redis or Valkey server?")
-    code, text = code_of(reply), str(reply)[:_SHOWN]
-    said = text if text.startswith(code) else f"{code} {text}"
+    code, (text, cause) = code_of(reply), told(reply)
+    said = text[:_SHOWN] if text.startswith(code) else f"{code} {text[:_SHOWN]}"
     advice = _ADVICE.get(code)
     error = BackendError(f"{name}: the server said: {said}" + (f"; {advice}" if advice else ""))
-    error.__cause__ = reply
+    error.__cause__ = cause
     return error
 
 
