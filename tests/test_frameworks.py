@@ -170,6 +170,39 @@ class TestFastAPI:
         assert sum(one.queries for one in Session.opened) == 3
         assert not any(one.is_open for one in Session.opened)
 
+    async def test_a_client_that_leaves_takes_its_load_along(self, manager):
+        """The load ends before the leaving request's session is closed; who waited for it loads with a session of their own."""
+        app, used, began, may, open_at_end = FastAPI(), [], asyncio.Event(), asyncio.Event(), []
+
+        @app.get("/menu")
+        @cache_menu(exclude=["db"])
+        async def menu(db: SessionOf) -> str:
+            used.append(db)
+            began.set()
+            try:
+                await may.wait()
+            finally:
+                open_at_end.append(db.is_open)
+            return "menu"
+
+        async with asking(app) as client:
+            leaving = asyncio.create_task(client.get("/menu"))
+            await began.wait()
+            began.clear()
+            staying = asyncio.create_task(client.get("/menu"))
+            while manager.stats()["menu"]["coalesced"] < 1:
+                await asyncio.sleep(0)
+            leaving.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await leaving
+            async with asyncio.timeout(10):
+                await began.wait()
+            may.set()
+            assert (await staying).json() == "menu"
+        assert used == Session.opened and len(used) == 2
+        assert open_at_end == [True, True]
+        assert not any(one.is_open for one in Session.opened)
+
     async def test_a_decorated_function_as_dependency(self, manager):
         """It has its own parameters and dependencies, which are validated, and is loaded once."""
         app, loads = FastAPI(), []

@@ -331,6 +331,26 @@ async def test_user_aware(shop):
     assert len(shop.queries) == 3
 
 
+async def test_user_in_scope(shop):
+    """Block "user-aware": a user in scope has permissions of their own without a word, and the menus of everybody."""
+
+    @cache_permissions()
+    async def get_permissions() -> list[dict]:
+        return await shop.query("permissions")
+
+    @cache_menu()
+    async def get_menu() -> list[dict]:
+        return await shop.query("menu")
+
+    answers = []
+    for user in (5, 6, 5):
+        with user_scope(user):
+            answers.append((await get_permissions(), await get_menu()))
+    (ann, menu), (bob, same), again = answers
+    assert ann != bob and menu == same and again == (ann, menu)
+    assert await get_permissions() not in (ann, bob) and await get_menu() == menu
+
+
 async def test_tenants_at_once(shop):
     """Block "tenant-aware": requests of many tenants at once, and each has its own; one load for each."""
 
@@ -789,6 +809,10 @@ async def get_menu_of_module(restaurant_id: int) -> dict:
     return {"loaded": restaurant_id}
 
 
+@cache_api
+async def get_nothing() -> None: ...
+
+
 @patch(NAME)
 async def test_unit_test_with_patch(mocked):
     """Block "unit test": `patch` of the name puts a MagicMock in the manager's place; its answers are taken as they are."""
@@ -806,10 +830,13 @@ async def test_unit_test_with_patch(mocked):
 async def test_unit_test_with_any_mock(make):
     """Block "unit test": AsyncMock as well as MagicMock, with `spec=` or without; a failing one costs nothing but a load."""
     with patch(NAME, make()) as mocked:
-        mocked.get.return_value = {"mocked": True}
-        assert await get_menu_of_module(1) == {"mocked": True}
+        for answer in ({"mocked": True}, {}, 0, ""):
+            mocked.get.return_value = answer
+            assert await get_menu_of_module(1) == answer
         mocked.get.return_value = None
         assert await get_menu_of_module(2) == {"loaded": 2}
+        mocked.set.assert_called_once()
+        assert await get_nothing() is None
         mocked.set.assert_called_once()
         mocked.get.side_effect = ConnectionError("Redis is down")
         assert await get_menu_of_module(3) == {"loaded": 3}
@@ -827,6 +854,24 @@ async def test_unit_test_of_an_invalidation(make):
         assert await update_menu(1) == "updated"
         mocked.invalidate.assert_called_once()
         assert mocked.invalidate.call_args.args == ("menu",) and mocked.invalidate.call_args.kwargs["tenant"] == "1"
+
+
+async def test_functions_that_tests_define(shop):
+    """Block "unit test": a test that decorates functions of its own is not told that there is another of that name, if that one is gone."""
+
+    async def test(n: int) -> int:
+        @cache_menu()
+        async def get_item(item_id: int) -> int:
+            return n
+
+        try:
+            raise LookupError
+        except LookupError as error:
+            kept = error  # a cycle: the error knows its frame, the frame the error
+        assert await get_item(n) == n and kept
+        return n
+
+    assert [await test(1), await test(2), await test(3)] == [1, 2, 3]
 
 
 @pytest.fixture
