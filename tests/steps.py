@@ -341,9 +341,12 @@ class Fleet:
         return self._processes[-1]
 
     async def aclose(self) -> None:
+        tasks = [task for process in self._processes for task in process.tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         for process in self._processes:
             await process.engine.aclose()
-            await asyncio.gather(*process.tasks, return_exceptions=True)
 
 
 async def settled() -> None:

@@ -126,14 +126,16 @@ async def test_v2_who_joins_after_the_fill_was_written_does_not_take_its_value(f
 
 
 @KINDS
-async def test_v3_who_is_late_does_not_take_a_value_that_the_fence_refused(fleet: Fleet, kind: str) -> None:
-    """A load of v1 is under way; elsewhere the key is deleted, which changes no generation; who joins the load now loads v2."""
+@pytest.mark.parametrize("how", ["delete", "invalidate"])
+async def test_v3_who_is_late_does_not_take_a_value_that_was_voided(fleet: Fleet, kind: str, how: str) -> None:
+    """A load of v1 is under way; elsewhere the key is deleted, which changes no generation, or its type invalidated, which the fence does
+    not see; who joins the load now loads v2."""
     ours, other = pair(fleet)
     source = Source(held=True)
     first = ours.read(source, KEY)
     load = await source.begun()
     source.version = 2
-    await other.engine.delete([KEY])
+    await (other.engine.delete([KEY]) if how == "delete" else other.invalidate_type())
     ours.port.hold("lookup")
     second = ours.read(source, KEY, kind=kind)
     if kind == "batch":
@@ -159,9 +161,11 @@ async def test_v3_who_is_late_takes_a_value_that_was_accepted_and_is_unchanged(f
     late = [ours.read(source, KEY) for _ in range(3)]
     await settled()
     load.finish()
+    ours.port.hold("lookup")
     await (await ours.port.arrived("fill")).go()
     assert await soon(asyncio.gather(first, *late)) == [1, 1, 1, 1]
     assert source.loads == 1
+    assert ours.port.waiting() == []
 
 
 async def test_v3_without_a_verdict_who_is_late_loads_anew(fleet: Fleet) -> None:
