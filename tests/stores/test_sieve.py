@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from aiocache_aura.stores.sieve import Sieve
 
 FOREVER = math.inf
-KEYS = "abcdefgh"
+KEYS = "abcdefghij"
+BOUNDS = [(None, 5), (None, 4), (12, None), (20, 6), (7, 2), (None, 1), (1, None), (None, 0), (0, None), (None, None)]
+LIVES = [FOREVER] * 6 + [5.0, 1.0, 0.0, -1.0]
 
 
 @dataclass
@@ -75,16 +77,18 @@ class Reference:
 class Machine(RuleBasedStateMachine):
     """Every method against two models: a dict says what may be found, the list what is thrown out."""
 
-    @initialize(max_weight=st.sampled_from([None, None, 0, 1, 7, 20]), max_items=st.sampled_from([None, None, 0, 1, 2, 5]))
-    def begin(self, max_weight, max_items):
+    @initialize(bounds=st.sampled_from(BOUNDS))
+    def begin(self, bounds):
+        max_weight, max_items = bounds
         self.sieve = Sieve(max_weight=max_weight, max_items=max_items)
         self.reference = Reference(max_weight, max_items)
         self.model = {}
-        self.now, self.puts = 100.0, 0
+        self.now, self.puts, self.since_empty, self.evicted = 100.0, 0, 0, 0
 
-    @rule(key=st.sampled_from(KEYS), weight=st.integers(0, 8), life=st.sampled_from([-1.0, 0.0, 1.0, 5.0, FOREVER]))
+    @rule(key=st.sampled_from(KEYS), weight=st.integers(0, 8), life=st.sampled_from(LIVES))
     def put(self, key, weight, life):
         self.puts += 1
+        self.since_empty += 1
         stored = self.sieve.put(key, self.puts, weight=weight, expires=self.now + life)
         assert stored is self.reference.put(key, self.puts, weight, self.now + life)
         self.model.pop(key, None)
@@ -107,6 +111,11 @@ class Machine(RuleBasedStateMachine):
             item.visited = True
         assert self.sieve.get(key, self.now) == value
 
+    @rule(keys=st.sets(st.sampled_from(KEYS), min_size=2))
+    def get_many(self, keys):
+        for key in sorted(keys):
+            self.get(key)
+
     @rule(key=st.sampled_from(KEYS))
     def pop(self, key):
         item = self.reference.find(key)
@@ -118,14 +127,18 @@ class Machine(RuleBasedStateMachine):
     def wait(self, seconds):
         self.now += seconds
 
+    @precondition(lambda self: self.since_empty > 15)
     @rule()
     def clear(self):
+        self.since_empty = 0
         self.sieve.clear()
         self.model.clear()
         self.reference.items, self.reference.hand = [], None
 
+    @precondition(lambda self: self.since_empty > 15)
     @rule()
     def change_while_iterating(self):
+        self.since_empty = 0
         seen = []
         for key in self.sieve:
             seen.append(key)
@@ -138,7 +151,7 @@ class Machine(RuleBasedStateMachine):
         if not hasattr(self, "sieve"):
             return
         self.reference.evicted, evicted = [], self.reference.evicted
-        self.evicted = getattr(self, "evicted", 0) + len(evicted)
+        self.evicted += len(evicted)
         assert self.sieve.evictions == self.evicted
         assert set(self.sieve) == set(self.model) == {item.key for item in self.reference.items}
         assert len(self.sieve) == len(self.model)
@@ -266,6 +279,20 @@ def test_hot_keys_of_any_weight_survive_while_they_are_asked_for():
         if n % 10 == 0:
             key = f"hot {n // 10 % 48}"
             assert sieve.get(key, 0.0) == key, f"{key} was thrown out by {n} keys that nobody asks for"
+
+
+def test_the_hand_goes_round():
+    """Beyond the newest item the hand goes on at the oldest, and not at where it began."""
+    sieve = Sieve(max_items=4)
+    for key in "abcd":
+        sieve.put(key, key)
+    sieve.get("a", 0.0)
+    sieve.put("e", "e")
+    assert set(sieve) == set("acde")
+    for key in "cde":
+        sieve.get(key, 0.0)
+    sieve.put("f", "f")
+    assert set(sieve) == set("cdef")
 
 
 def test_what_nobody_asks_for_goes_first_and_a_mark_counts_once():
