@@ -93,12 +93,12 @@ class CacheManager(KeyVerbs, Invalidations):
             raise ConfigurationError(f"{self!r} is in use already; configure it before its first use, or make another CacheManager(...)")
         given: dict[str, Any] = {**options, **({} if url is None else {"url": url}), **({} if client is None else {"client": client})}
         settings = self._settings.changed(given)
+        if settings.is_remote:
+            self._import_backend(settings)
         self._settings, self._told = settings, self._told | frozenset(given)
         self._engines = Engines(self._make_engine, settings.budget)
         self._faults = FaultLog(log, clock=settings.clock)
         self._register_all(options.get("policies", {}))
-        if settings.is_remote:
-            self._import_backend()
 
     @property
     def addresses(self) -> Addresses:
@@ -176,9 +176,9 @@ class CacheManager(KeyVerbs, Invalidations):
             self._memory = MemoryStore(self._settings.clock, max_bytes=self._settings.l1_bytes, max_entries=self._settings.l1_entries)
         return self._memory
 
-    def _import_backend(self) -> None:
+    def _import_backend(self, settings: Settings | None = None) -> None:
         try:
-            importlib.import_module(BACKEND).check(self._settings)
+            importlib.import_module(BACKEND).check(self._settings if settings is None else settings)
         except ImportError as exc:
             raise ConfigurationError(f"a Redis cache needs redis: pip install 'redis[hiredis]' ({exc})") from exc
         self._backend_is_here = True

@@ -25,6 +25,7 @@ from aiocache_aura.codecs.serializers import ANY, Serializer, serializer_for
 from aiocache_aura.context import Identity, identity
 from aiocache_aura.desk import listed
 from aiocache_aura.engine import Engine, Terms
+from aiocache_aura.entries import shown
 from aiocache_aura.errors import BackendError, ConfigurationError
 from aiocache_aura.generations import Address, function_extra, tag_extra
 from aiocache_aura.owner import Owner, ids_among, owner_of
@@ -214,7 +215,10 @@ class Cached:
         owner = self._owner(arguments, known, state.policy, state.tenant_args, state.user_args)
         extras = [function_extra(self.name), *map(tag_extra, self._tags_of(arguments))]
         tail = self._tail(arguments, values, state.ignored)
-        return state.manager.addresses.address(self.options.cache_type, owner, tail, extras, private=self._key is None)
+        address = state.manager.addresses.address(self.options.cache_type, owner, tail, extras, private=self._key is None)
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("key of a call of %s: %s", self.name, shown(address, state.manager.settings.log_keys))
+        return address
 
     def _owner(
         self, arguments: Mapping[str, Any], known: Identity, policy: CachePolicy, tenant_args: Iterable[str], user_args: Iterable[str]

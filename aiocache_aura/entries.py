@@ -154,11 +154,27 @@ class Entries:
             log.warning("%s is returned but not cached: %s", terms.label, error)
 
     def shown(self, address: Address) -> str:
-        """A key as logs may show it: arguments hashed, unless `log_keys`."""
-        if self._log_keys:
-            return address.key.decode()
-        name = address.tail.partition(":")[0] if address.tail.startswith("@") else "="
-        return f"{address.cache_type}:{name}#{hashlib.blake2b(address.key, digest_size=6).hexdigest()}"
+        return shown(address, self._log_keys)
+
+    def shown_scopes(self, scopes: Scopes) -> str:
+        """Scopes as logs may show them: tenants, users and tags hashed, unless `log_keys`."""
+        names = [scope.decode().partition("!g:")[2] for scope in scopes]
+        return ", ".join(names if self._log_keys else map(_hashed, names))
+
+
+def shown(address: Address, log_keys: bool) -> str:
+    """A key as logs may show it: arguments hashed, unless `log_keys`."""
+    if log_keys:
+        return address.key.decode()
+    name = address.tail.partition(":")[0] if address.tail.startswith("@") else "="
+    return f"{address.cache_type}:{name}#{hashlib.blake2b(address.key, digest_size=6).hexdigest()}"
+
+
+def _hashed(name: str) -> str:
+    """`y:menu:t1` as `y:menu#...`, `g:promo` as `g:#...`; a type and a function as they are."""
+    kind, _, rest = name.partition(":")
+    head, _, ids = {"f": (rest, "", ""), "y": rest.partition(":")}.get(kind, ("", "", rest))
+    return f"{kind}:{head}" + (f"#{hashlib.blake2b(ids.encode(), digest_size=6).hexdigest()}" if ids else "")
 
 
 def finite(life: float) -> float | None:

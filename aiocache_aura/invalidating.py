@@ -25,7 +25,7 @@ from aiocache_aura import keys
 from aiocache_aura.cache_manager import CacheManager
 from aiocache_aura.context import Id, Identity, id_text, identity
 from aiocache_aura.desk import listed
-from aiocache_aura.errors import BackendError, ConfigurationError
+from aiocache_aura.errors import BackendError, CacheError, ConfigurationError
 from aiocache_aura.generations import tag_extra
 from aiocache_aura.owner import distinct, ids_among, owner_of
 from aiocache_aura.resilience.threads import call_plain, is_async
@@ -52,10 +52,14 @@ class InvalidateOptions:
 
 
 class _Owner(NamedTuple):
-    """Whose entries to clear: ids that were told (ALL: everybody's), and whether the scope counts beside them."""
+    """Whose entries to clear: ids that were told (ALL: everybody's), and whether the scope counts beside them.
+
+    `named` are those that arguments name without being told to count: a function with the same arguments has them in its keys.
+    """
 
     told: tuple[str, ...] | Everyone
     scope_counts: bool
+    named: tuple[str, ...] = ()
 
     def ids(self, in_scope: str | None) -> tuple[str, ...]:
         if isinstance(self.told, Everyone):
@@ -138,7 +142,8 @@ class Invalidating:
                 tags, wanted = self._filled(self._tags, told, tag_extra), self._filled(self._keys, told, keys.user_tail)
             except Exception as error:
                 level = logging.DEBUG if result is MISSING else logging.WARNING  # that a cancelled function gave no result is no news
-                log.log(level, "%s: cannot tell what to invalidate (%s): everything of the types is", self.signature.name, error)
+                why = error if isinstance(error, CacheError) else type(error).__name__  # whose text may hold a value
+                log.log(level, "%s: cannot tell what to invalidate (%s): everything of the types is", self.signature.name, why)
                 of_tenant, of_user = tenant or _Owner(ALL, scope_counts=False), _Owner(ALL, scope_counts=False)
                 tags, wanted = None, None
             if issubclass(type(manager), CacheManager):
@@ -149,12 +154,13 @@ class Invalidating:
         return invalidate
 
     def _owners(self, manager: Any, told: Mapping[str, Any]) -> tuple[_Owner, _Owner]:
-        names = manager.settings.tenant_args if issubclass(type(manager), CacheManager) else ("tenant_id", "restaurant_id")
+        settings = manager.settings if issubclass(type(manager), CacheManager) else Settings()
         tenant = _filled_id(self._tenant, told, "tenant")
         is_known = self._tenant is None and not self._is_of_any_type  # tags of any type are of any tenant, too
         if is_known:
-            tenant = ids_among(told, names, "tenant")
-        return _Owner(tenant, is_known), _Owner(_filled_id(self._user, told, "user"), scope_counts=False)
+            tenant = ids_among(told, settings.tenant_args, "tenant")
+        named = ids_among(told, settings.user_args, "user") if self._keys and self._user is None else ()
+        return _Owner(tenant, is_known), _Owner(_filled_id(self._user, told, "user"), scope_counts=False, named=named)
 
     @property
     def _is_of_any_type(self) -> bool:
@@ -177,9 +183,8 @@ class Invalidating:
         tenants, users = tenant.ids(known.tenant), user.ids(known.user)
         scopes: list[bytes] = []
         for name in self._types(manager, tags, bool(tenants or users)):
-            if wanted is not None:
-                await self._delete(manager, name, tenant, user, known, wanted)
-            if wanted is None or tags is not None:
+            told = wanted is not None and await self._delete(manager, name, tenant, user, known, wanted)
+            if not told or tags is not None:
                 scopes += manager.addresses.to_invalidate(name, *_narrowest(name, tenants, users, tags))
                 if name is not None:
                     manager.counts(name).invalidations += 1
@@ -194,12 +199,21 @@ class Invalidating:
 
     async def _delete(
         self, manager: CacheManager, name: str | None, tenant: _Owner, user: _Owner, known: Identity, wanted: Iterable[str]
-    ) -> None:
+    ) -> bool:
+        """Remove entries by key; False where the type wants to know whose they are, and nobody does."""
         assert name is not None  # keys come with types
         policy = manager.policy(name)
         seen = Identity(known.tenant if tenant.scope_counts else None, None if user.told else known.user)
-        owner = owner_of(_texts(tenant), _texts(user), seen, policy.tenant_aware, policy.user_aware, self.signature.name)
-        addresses = [manager.addresses.address(name, owner, keys.user_tail(key)) for key in wanted]
+        owners = set()
+        for users in (_texts(user), user.named or _texts(user)):
+            try:
+                owners.add(owner_of(_texts(tenant), users, seen, policy.tenant_aware, policy.user_aware, self.signature.name))
+            except (MissingTenantError, MissingUserError) as error:
+                missing: Exception = error
+        if not owners:
+            log.warning("%s: cannot tell whose keys to delete (%s): everything of the type is invalidated", self.signature.name, missing)
+            return False
+        addresses = [manager.addresses.address(name, owner, keys.user_tail(key)) for owner in owners for key in wanted]
         try:
             await manager.caches[name].delete_at(addresses)
         except BackendError as error:

@@ -348,7 +348,11 @@ class Cache:
             raise TypeError(f"a pattern is text such as 'item:*', not {type(pattern).__name__}")
         (of_tenant,), (of_user,) = narrowed(tenant, "tenant") or (None,), narrowed(user, "user") or (None,)
         self.counts.invalidations += 1
-        return await self._ask("invalidate_pattern", 0, lambda engine: engine.purge(self.name, pattern, of_tenant, of_user))
+        try:
+            return await (await self._engine()).purge(self.name, pattern, of_tenant, of_user)
+        except BackendError as error:
+            self._note(error, "invalidate_pattern", may_raise=False)
+            return 0
 
     async def clear_namespace(self, *, reclaim: bool = False) -> bool:
         """Void every entry of this type, and nobody else's, at a cost that does not depend on their number; whether it was delivered.

@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypedDict
-from urllib.parse import urlsplit
 
 from aiocache_aura.clock import Clock, SystemClock
 from aiocache_aura.errors import ConfigurationError
@@ -165,8 +164,11 @@ def shown_url(url: str | None) -> str:
     """A URL without its credentials and query, for messages and `repr`."""
     if url is None or url == MEMORY_URL:
         return MEMORY_URL
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    scheme, _, rest = url.partition("://")
+    credentials, _, where = rest.rpartition("@")
+    if any(mark in credentials for mark in "/?#"):  # not encoded, or the "@" is one of the query's
+        return f"{scheme}://..."
+    return f"{scheme}://{where.partition('?')[0].partition('#')[0]}"
 
 
 def _is_whole(value: object) -> bool:

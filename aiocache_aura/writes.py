@@ -7,6 +7,7 @@ flights it covers at the call and at the answer, and voids a `set` that is still
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -145,6 +146,9 @@ class Writes(Entries):
             self.flights.close(address.key for address in addresses)
         if terms is not None:
             self._add(terms, "deletes", gone)
+        if log.isEnabledFor(logging.DEBUG):
+            for address in addresses:
+                log.debug("deleted %s", self.shown(address))
         return gone
 
     async def invalidate(self, scopes: Scopes) -> bool:
@@ -158,7 +162,8 @@ class Writes(Entries):
             return False
         finally:
             self._close_meant(meant)
-        log.debug("invalidated %s", scopes)
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("invalidated %s", self.shown_scopes(scopes))
         return True
 
     def _close_meant(self, meant: frozenset[bytes]) -> None:
@@ -181,9 +186,11 @@ class Writes(Entries):
 
         self.flights.close_where(lambda flight: matches(flight.key))
         try:
-            return await self._port.purge(_glob_literal(head) + b"*", matches, timeout=self._budget)
+            gone = await self._port.purge(_glob_literal(head) + b"*", matches, timeout=self._budget)
         finally:
             self.flights.close_where(lambda flight: matches(flight.key))
+        log.debug("invalidated %d entries of %s by a pattern", gone, cache_type)
+        return gone
 
 
 def _among(wanted: str | None, found: str | None) -> bool:
