@@ -25,10 +25,11 @@ from aiocache_aura import keys
 from aiocache_aura.cache_manager import CacheManager
 from aiocache_aura.context import Id, Identity, id_text, identity
 from aiocache_aura.desk import listed
-from aiocache_aura.errors import BackendError, CacheError, ConfigurationError
+from aiocache_aura.errors import BackendError, CacheError, ConfigurationError, MissingTenantError, MissingUserError
 from aiocache_aura.generations import tag_extra
 from aiocache_aura.owner import distinct, ids_among, owner_of
 from aiocache_aura.resilience.threads import call_plain, is_async
+from aiocache_aura.settings import Settings
 from aiocache_aura.signatures import CallSignature
 from aiocache_aura.templates import RESULT, Template
 from aiocache_aura.types import ALL, MISSING, Call, Everyone
@@ -204,12 +205,12 @@ class Invalidating:
         assert name is not None  # keys come with types
         policy = manager.policy(name)
         seen = Identity(known.tenant if tenant.scope_counts else None, None if user.told else known.user)
-        owners = set()
+        owners, missing = set(), ""
         for users in (_texts(user), user.named or _texts(user)):
             try:
                 owners.add(owner_of(_texts(tenant), users, seen, policy.tenant_aware, policy.user_aware, self.signature.name))
             except (MissingTenantError, MissingUserError) as error:
-                missing: Exception = error
+                missing = str(error)
         if not owners:
             log.warning("%s: cannot tell whose keys to delete (%s): everything of the type is invalidated", self.signature.name, missing)
             return False
@@ -218,6 +219,7 @@ class Invalidating:
             await manager.caches[name].delete_at(addresses)
         except BackendError as error:
             log.error("what %s deletes was not delivered: %s", self.signature.name, error)
+        return True
 
     async def _through_stranger(
         self, manager: Any, tenant: _Owner, known: Identity, tags: list[str] | None, wanted: list[str] | None
