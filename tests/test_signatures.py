@@ -218,6 +218,28 @@ async def test_an_owner_of_another_name_that_is_excluded():
             assert [await of(1, *who) for who in ((1, 1), (1, 2), (2, 1))] == [(1, 1), (1, 2), (2, 1)]
 
 
+async def test_types_that_are_in_no_key():
+    """`exclude_types` leaves arguments of a class and of its subclasses out of all keys; others at the same place count."""
+
+    class Session:
+        pass
+
+    class Nested(Session):
+        pass
+
+    async with CacheManager("memory://", exclude_types=(Session,)) as manager:
+
+        @cache(manager=manager, name="count")
+        async def count(table, db=None):
+            return type(db).__name__
+
+        assert [await count("a", db) for db in (Session(), Session(), Nested())] == ["Session"] * 3
+        assert [await count("a", db) for db in (None, 1, "1", None)] == ["NoneType", "int", "str", "NoneType"]
+        assert await count("b", Nested()) == "Nested"
+        with pytest.raises(KeyPartError, match="'db'"):
+            await count("a", [Session()])
+
+
 def stored(manager):
     """Every byte that a memory manager keeps."""
     memory = manager._memory

@@ -253,7 +253,7 @@ def test_a_new_value_has_its_own_weight_and_life():
 # What it is for
 
 
-def test_a_hot_key_survives_a_scan():
+def test_r29_a_hot_key_survives_a_scan():
     """R29: the key that was asked for most stays, though its life is the shortest; a scan of a hundred times the room passes through."""
     sieve = Sieve(max_items=100)
     sieve.put("hot", "hot", expires=10.0)
