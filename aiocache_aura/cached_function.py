@@ -7,8 +7,10 @@ what dispatches them is the instance alone: mypy does not check an overload's `s
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 
@@ -57,6 +59,17 @@ class _Plain(Generic[P, R]):
     __name__: str
     __qualname__: str
     _core: Cached
+    _first: tuple[Any, ...]
+
+    def __eq__(self, other: object) -> bool:
+        """As of bound methods, which are made at each access, too: the same function of the same object."""
+        return isinstance(other, _Plain) and type(self) is type(other) and self._identity() == other._identity()
+
+    def __hash__(self) -> int:
+        return hash(self._identity())
+
+    def _identity(self) -> tuple[int, ...]:
+        return id(self._core), *map(id, self._first)
 
     def __repr__(self) -> str:
         return f"<cached {self._core.signature.name}>"
@@ -83,8 +96,6 @@ def _dress(core: Cached) -> dict[str, Any]:
 
 class BoundCached(_Plain[P, R]):
     """A cached function as a call site sees it: without self."""
-
-    _first: tuple[Any, ...]
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         return await self._core.call((*self._first, *args), kwargs)  # type: ignore[no-any-return]
@@ -116,8 +127,6 @@ class BoundCached(_Plain[P, R]):
 
 class ClassAccess(_Plain[P, R]):
     """`Class.f`: of a method (self is passed), a class method (cls is not) or a static method; mypy cannot tell which, so either passes."""
-
-    _first: tuple[Any, ...]
 
     @overload
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
@@ -169,6 +178,18 @@ class ClassAccess(_Plain[P, R]):
         return self._core.cache_key((*self._first, *args), kwargs)
 
 
+def _say_async(cls: type[Any]) -> None:
+    """Schedulers and others ask `iscoroutinefunction` of a method before they await it."""
+    if sys.version_info >= (3, 12):
+        inspect.markcoroutinefunction(cls)
+    else:
+        cls._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]  # noqa: SLF001
+
+
+_say_async(BoundCached)
+_say_async(ClassAccess)
+
+
 class CachedFunction(BoundCached[P, R]):
     """The decorated function; in a class body a descriptor."""
 
@@ -204,7 +225,7 @@ def make_cached(function: Any, options: CacheOptions) -> Any:
     kind = "cls" if isinstance(function, classmethod) else "static" if isinstance(function, staticmethod) else None
     inner: Any = function.__func__ if isinstance(function, classmethod | staticmethod) else function
     check_cacheable(inner)
-    if kind or is_in_class_body(inner):
+    if kind or (is_in_class_body(inner) and not inspect.ismethod(inner)):
         return CachedFunction(_Family(inner, options, in_class=True), kind)
     return _as_function(Cached(inner, options, owner=None))
 

@@ -284,6 +284,9 @@ def make_invalidating(function: Any, options: InvalidateOptions) -> Any:
         return type(function)(make_invalidating(function.__func__, options))
     if not callable(function):
         raise TypeError(f"invalidate_cache takes a function, not {type(function).__name__}; write @invalidate_cache('menu')")
+    inner = inspect.unwrap(function)
+    if inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):
+        raise TypeError(f"{inner!r:.80} is a generator or a context manager, which is not done when it returns: invalidate where it ends")
     call = Invalidating(function, options).call
 
     @functools.wraps(function)

@@ -43,7 +43,8 @@ class CallSignature:
     ) -> None:
         """`owner` is "self" or "cls" for a function in a class body whose first parameter is the instance or the class."""
         self.name = getattr(function, "__qualname__", type(function).__qualname__)
-        self._parameters = list(inspect.signature(function).parameters.values())
+        signature = inspect.signature(function)
+        self._parameters, self._returned = list(signature.parameters.values()), signature.return_annotation
         self.names = tuple(parameter.name for parameter in self._parameters)
         self.owner = self.names[0] if owner is not None and self.names else None
         self._owner_is_class = owner == "cls"
@@ -67,7 +68,7 @@ class CallSignature:
     @property
     def of_bound(self) -> inspect.Signature:
         """What a caller sees who has not to pass self or cls."""
-        return inspect.Signature(self._parameters[1:])
+        return inspect.Signature(self._parameters[1:], return_annotation=self._returned)
 
     def _known(self, option: str, names: Iterable[str]) -> frozenset[str]:
         if isinstance(names, str):

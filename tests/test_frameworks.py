@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -51,6 +52,11 @@ class Dish(BaseModel):
 
 class DishIn(BaseModel):
     name: str
+
+
+class Plain:
+    def dishes(self, n: int) -> int:
+        return n
 
 
 class Session:
@@ -393,7 +399,30 @@ class TestFastAPI:
                 assert (await client.get("/menus/1?limit=3")).json() == [{"id": 3, "name": "Pizza"}]
             assert (await client.get("/menus/1?limit=0")).status_code == 422
             assert (await client.get("/counts/4")).json() == 4
+            app.dependency_overrides[menu.count] = lambda: 99
+            assert (await client.get("/counts/4")).json() == 99
         assert calls == [1]
+        schema = app.openapi()["paths"]["/menus/{restaurant_id}"]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+        assert schema["items"] == {"$ref": "#/components/schemas/Dish"}
+
+    async def test_bound_methods_are_as_python_s(self, manager):
+        """A bound method equals itself, and not that of another object or class; who asks is told that it is async."""
+
+        class Menu:
+            @cache_menu()
+            async def dishes(self, restaurant_id: int) -> int:
+                return restaurant_id
+
+        class Other(Menu): ...
+
+        one, other = Menu(), Other()
+        assert one.dishes == one.dishes and hash(one.dishes) == hash(one.dishes)
+        assert len({one.dishes, one.dishes, Menu().dishes, other.dishes, Menu.dishes, Menu.dishes}) == 4
+        assert Menu.dishes == Other.dishes != one.dishes
+        assert asyncio.iscoroutinefunction(one.dishes) and asyncio.iscoroutinefunction(Menu.dishes)
+        assert inspect.signature(one.dishes) == inspect.signature(Menu().dishes) and "-> 'int'" in str(inspect.signature(one.dishes))
+        alone = cache_api(name="web.dishes")(Plain().dishes)
+        assert inspect.iscoroutinefunction(alone) and await alone(3) == 3
 
 
 class TestStarlette:

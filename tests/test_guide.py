@@ -501,6 +501,58 @@ async def test_invalidation_of_keys(shop):
     assert len(await cache_manager.get_many("api", keys, tenant=2)) == 4
 
 
+async def test_invalidation_of_keys_of_a_user(shop):
+    """Block "invalidation", narrowed to keys, of a function with the same arguments: that user's entry, and the one without a user."""
+    from aiocache_aura.cache_manager import cache_manager
+
+    @cache(cache_type="permissions", key="roles:{user_id}")
+    async def get_roles(user_id: int) -> list[dict]:
+        return await shop.query(user_id)
+
+    @cache_menu(key="item:{item_id}")
+    async def get_item(item_id: int) -> list[dict]:
+        return await shop.query(item_id)
+
+    @invalidate_cache("permissions", "menu", keys=["roles:{user_id}", "item:{item_id}"])
+    async def change(user_id: int, item_id: int) -> None: ...
+
+    for n in (5, 6):
+        await get_roles(n)
+        await get_item(n)
+    await change(5, item_id=6)
+    assert [await get_roles.exists(n) for n in (5, 6)] == [False, True]
+    assert [await get_item.exists(n) for n in (5, 6)] == [True, False]
+
+    cache_manager.register("private", CachePolicy(user_aware=True))
+
+    @invalidate_cache("private", keys=["k"])
+    async def change_private(user_id: int | None = None) -> str:
+        return "changed"
+
+    await cache_manager.mset("private", {"k": 1, "l": 1}, user=5)
+    await cache_manager.set("private", "k", 1, user=6)
+    assert await change_private(5) == "changed"
+    assert await cache_manager.get_many("private", ["k", "l"], user=5) == {"l": 1}
+    assert await cache_manager.get_many("private", ["k", "l"], user=6) == {"k": 1}
+    assert await change_private() == "changed"  # whose key is not known: all of the type
+    assert [await cache_manager.get_many("private", ["k", "l"], user=user) for user in (5, 6)] == [{}, {}]
+
+
+async def test_a_generator_cannot_invalidate(shop):
+    """Block "invalidation": a generator has done nothing yet when it is called, so invalidating then would be too early; it is refused."""
+
+    async def steps():
+        yield 1
+
+    @contextlib.asynccontextmanager
+    async def session():
+        yield 1
+
+    for wrong in (steps, session):
+        with pytest.raises(TypeError, match="generator"):
+            invalidate_cache("menu")(wrong)
+
+
 async def test_invalidation_of_other_tenants(shop):
     """Block "invalidation" across tenants: of all, of the one that an argument names, and of one that the result names."""
 
