@@ -153,14 +153,16 @@ def test_a_page_begins_with_the_trouble_that_it_removes(page) -> None:
     assert lines[2].startswith("**The trouble:** ")
 
 
-def code_in_docs() -> str:
-    return "\n".join(code for page in DOCS for code in re.findall(r"```.*?```|`[^`\n]+`", page.read_text(), flags=re.DOTALL))
+def code_in_docs() -> set[str]:
+    """The words of all code, in blocks and in lines."""
+    code = (code for page in DOCS for code in re.findall(r"```.*?```|`[^`\n]+`", page.read_text(), flags=re.DOTALL))
+    return {word for each in code for word in re.findall(r"\w+", each)}
 
 
 @pytest.mark.parametrize("name", aiocache_aura.__all__)
 def test_every_public_name_is_in_the_docs(name) -> None:
     """Each name of the package stands somewhere in docs/, as code."""
-    assert re.search(rf"\b{name}\b", code_in_docs())
+    assert name in code_in_docs()
 
 
 @pytest.mark.parametrize("name", [*Counts.__slots__, "hit_rate"])
