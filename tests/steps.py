@@ -287,11 +287,11 @@ TERMS = terms()
 class Process:
     """One process of a fleet: an engine of its own, over a store that all share."""
 
-    def __init__(self, make: Callable[[Tick], base.Port], clock: ManualClock | None = None, *, hold: Iterable[str] = ()) -> None:
+    def __init__(self, make: Callable[[Tick], base.Port], clock: ManualClock, *, hold: Iterable[str] = (), budget: float = SOON) -> None:
         self.tick = Tick()
         self.port = Port(make(self.tick), self.tick)
         self.port.hold(*hold)
-        self.engine = Engine(self.port, ADDRESSES, clock or ManualClock(), budget=SOON, tick=self.tick)
+        self.engine = Engine(self.port, ADDRESSES, clock, budget=budget, tick=self.tick)
         self.tasks: list[asyncio.Task[Any]] = []
 
     def start(self, work: Any) -> asyncio.Task[Any]:
@@ -306,11 +306,15 @@ class Process:
 
     def batch(self, source: Source, *where: Address) -> asyncio.Task[Any]:
         """Begin a `get_or_load_many`."""
+        return self.start(self.batch_now(source, *where))
+
+    async def batch_now(self, source: Source, *where: Address) -> list[Any]:
+        """`get_or_load_many` in this very task."""
 
         async def load(positions: list[int]) -> dict[int, int]:
             return dict.fromkeys(positions, await source.load())
 
-        return self.start(self.engine.get_or_load_many(where, TERMS, load))
+        return await self.engine.get_or_load_many(where, TERMS, load)
 
     async def invalidate_type(self, cache_type: str = "menu") -> bool:
         return await self.engine.invalidate(ADDRESSES.to_invalidate(cache_type))
@@ -327,7 +331,7 @@ class Fleet:
     def __init__(self, url: str | None, clock: ManualClock) -> None:
         self._url, self._clock = url, clock
         self._memory = MemoryStore(clock, max_bytes=None, max_entries=None)
-        self._processes: list[Process] = []
+        self.processes: list[Process] = []
         self.links: list[Link] = []
 
     def _open(self, tick: Tick) -> base.Port:
@@ -336,16 +340,16 @@ class Fleet:
         self.links.append(Link(LaneLink(Endpoint.from_url(self._url))))
         return RedisPort(self.links[-1], ADDRESSES.prefix, budget=SOON, tick=tick)
 
-    def process(self, *hold: str) -> Process:
-        self._processes.append(Process(self._open, self._clock, hold=hold))
-        return self._processes[-1]
+    def process(self, *hold: str, budget: float = SOON) -> Process:
+        self.processes.append(Process(self._open, self._clock, hold=hold, budget=budget))
+        return self.processes[-1]
 
     async def aclose(self) -> None:
-        tasks = [task for process in self._processes for task in process.tasks]
+        tasks = [task for process in self.processes for task in process.tasks]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for process in self._processes:
+        for process in self.processes:
             await process.engine.aclose()
 
 
