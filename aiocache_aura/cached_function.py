@@ -68,6 +68,13 @@ class _Plain(Generic[P, R]):
     def __hash__(self) -> int:
         return hash(self._identity())
 
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """Itself, as of any function."""
+        return self
+
     def _identity(self) -> tuple[int, ...]:
         return id(self._core), *map(id, self._first)
 
