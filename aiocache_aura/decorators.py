@@ -169,7 +169,7 @@ def invalidate_cache(
         cache_types: The types to clear. None at all, with `tags`: these tags of every type and tenant.
         tags: Only entries with one of these tags; templates over the arguments and `{result...}`, or a function of one `Call`. Where they
             cannot be filled, all that they would have narrowed is cleared.
-        keys: Only these keys, as `manager.delete` takes them; templates likewise.
+        keys: Only these keys, as `manager.delete` takes them, with and without a user that an argument names; templates likewise.
         tenant: Instead of the one known: `ALL` for every tenant, an id, or a template such as "{to_id}".
         user: Narrow to a user, by an id or a template such as "{user_id}"; by itself a user is not narrowed to.
         on_error: Also when the function raised.
