@@ -80,15 +80,17 @@ class RedisClient:
     @classmethod
     def _keep(cls, loop: asyncio.AbstractEventLoop, client: Redis) -> None:
         """Have the client closed when its loop ends, if nobody has closed it until then."""
-        from aiocache_aura.stores.connections import Keeper
+        from aiocache_aura.stores.connections import Keeper, forget_pool
+
+        pid = os.getpid()
 
         async def let_go() -> None:
             cls._keepers.pop(loop, None)
-            if cls._clients.get((os.getpid(), loop)) is client:
-                del cls._clients[os.getpid(), loop]
+            if cls._clients.get((pid, loop)) is client:
+                del cls._clients[pid, loop]
                 await _close(client)
 
-        cls._keepers[loop] = Keeper(let_go)
+        cls._keepers[loop] = Keeper(let_go, lambda: forget_pool(client.connection_pool, pid))
 
     @classmethod
     def _make(cls) -> Redis:

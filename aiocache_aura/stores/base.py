@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 from aiocache_aura.errors import BackendError
@@ -56,6 +56,21 @@ class FutureHandler:
     def fail(self, error: BackendError) -> None:
         if not self.future.done():
             self.future.set_exception(error)
+
+
+class NoHandler:
+    """A handler for what nobody waits for."""
+
+    __slots__ = ()
+
+    def written(self) -> None:
+        return None
+
+    def deliver(self, replies: list[object]) -> bool:
+        return True
+
+    def fail(self, error: BackendError) -> None:
+        return None
 
 
 def own_copy(error: BackendError) -> BackendError:
@@ -156,7 +171,7 @@ class Fill:
     """A loaded value on its way into the store."""
 
     key: bytes
-    raw: bytes
+    raw: bytes = field(repr=False)
     life: float | None  # seconds, None for ever
     permit: bytes
     scopes: Scopes

@@ -14,9 +14,11 @@ redis-py 5.3 to 8 are supported: an option is passed only where the signature ha
 from __future__ import annotations
 
 import asyncio
+import atexit
 import inspect
 import os
 import socket
+import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -45,17 +47,22 @@ class Resp3RefusedError(BackendError):
 def safe_class(base: Any) -> Any:
     """A connection class whose interrupted handshake closes the connection."""
     names = [name for name in ("connect", "connect_check_health") if hasattr(base, name)]
-    return type(f"Safe{base.__name__}", (base,), {name: _guarded(getattr(base, name)) for name in names})
+    return type(f"Safe{base.__name__}", (base,), {name: _guarded(getattr(base, name), is_old=len(names) == 1) for name in names})
 
 
-def _guarded(connect: Any) -> Any:
+def _guarded(connect: Any, *, is_old: bool) -> Any:
     @wraps(connect)
     async def guarded(self: Any, *args: Any, **kwargs: Any) -> None:
+        interval = self.health_check_interval
+        if is_old:  # redis-py 5 checks the health of a connection with a PING before it has logged in
+            self.health_check_interval = 0
         try:
             await connect(self, *args, **kwargs)
         except BaseException:
             self._close()
             raise
+        finally:
+            self.health_check_interval = interval
 
     return guarded
 
@@ -170,20 +177,34 @@ def pool_of(endpoint: Endpoint, *, max_connections: int, timeout: float, **optio
 class Keeper:
     """Calls `let_go` once: when it is closed, or when the running loop ends.
 
-    `asyncio.run` closes the generators that are open before it closes its loop; a transport that is still open then would warn.
+    `asyncio.run` closes the generators that are open before it closes its loop; a transport that is still open then would warn. Who closes
+    a loop otherwise leaves us nothing but the end of the process, when `forget` is called.
     """
 
-    __slots__ = ("_generator",)
+    __slots__ = ("__weakref__", "_generator", "forget", "loop")
 
-    def __init__(self, let_go: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, let_go: Callable[[], Awaitable[None]], forget: Callable[[], None]) -> None:
+        self.loop, self.forget = asyncio.get_running_loop(), forget
         self._generator = _until_closed(let_go)
+        _keepers.add(self)
         try:
             self._generator.__anext__().send(None)
         except StopIteration:
             pass
 
     async def aclose(self) -> None:
+        _keepers.discard(self)
         await self._generator.aclose()
+
+
+_keepers: weakref.WeakSet[Keeper] = weakref.WeakSet()
+
+
+@atexit.register
+def _forget_closed_loops() -> None:
+    for keeper in list(_keepers):
+        if keeper.loop.is_closed():
+            keeper.forget()
 
 
 async def _until_closed(let_go: Callable[[], Awaitable[None]]) -> AsyncGenerator[None, None]:
@@ -280,7 +301,7 @@ def _explained(endpoint: Endpoint, error: Exception) -> BackendError:
     root: BaseException = error  # redis-py wraps what it has not foreseen, and does not always say what it was
     while root.__cause__ is not None or root.__context__ is not None:
         root = root.__cause__ or root.__context__ or root
-    text, beneath = told(error)[0] or type(error).__name__, told(root)[0]
+    text, beneath = told(error)[0] or type(error).__name__, told(root)[0] or type(root).__name__
     if beneath not in text:
         text = f"{text} ({beneath})"
     if isinstance(root, AuthenticationError):

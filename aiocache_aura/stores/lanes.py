@@ -31,8 +31,9 @@ from typing import Any
 import hiredis
 
 from aiocache_aura.errors import BackendError, BackendTimeoutError
-from aiocache_aura.stores.base import Command, FutureHandler, Handler, own_copy
-from aiocache_aura.stores.connections import Endpoint, Keeper, Takeover, take_over
+from aiocache_aura.stores.base import Command, FutureHandler, Handler, NoHandler, own_copy
+from aiocache_aura.stores.connections import CONNECT_TIMEOUT, Endpoint, Keeper, Takeover, take_over
+from aiocache_aura.stores.scripts import LOAD_ALL
 
 log = logging.getLogger("aiocache_aura.lanes")
 
@@ -87,10 +88,10 @@ def packed(commands: Sequence[Command]) -> bytes:
 
 
 class MultiplexedLane(asyncio.Protocol):
-    """One connection; connects when it is first used."""
+    """One connection; connects when it is first used. The `opening` commands go before all others over each connection."""
 
-    def __init__(self, endpoint: Endpoint, *, on_push: Callable[[object], None] | None = None) -> None:
-        self._endpoint, self._on_push = endpoint, on_push
+    def __init__(self, endpoint: Endpoint, *, on_push: Callable[[object], None] | None = None, opening: Sequence[Command] = ()) -> None:
+        self._endpoint, self._on_push, self._opening = endpoint, on_push, opening
         self._loop = asyncio.get_running_loop()
         self.state = State.IDLE
         self._collects: list[Callable[[], None]] = []
@@ -272,7 +273,7 @@ class MultiplexedLane(asyncio.Protocol):
     def _start_connecting(self) -> None:
         self.state = State.CONNECTING
         if self._keeper is None:
-            self._keeper = Keeper(self._let_go)
+            self._keeper = Keeper(self._let_go, self.forget)
         self._connecting = self._loop.create_task(self._connect())
         self._connecting.add_done_callback(self._never_begun)
 
@@ -300,6 +301,10 @@ class MultiplexedLane(asyncio.Protocol):
             self._went_down(BackendError(f"{self._endpoint!r} closed the connection"))
         else:
             self.state, self._error = State.READY, None
+            if self._opening:
+                until = self._loop.time() + CONNECT_TIMEOUT
+                self._queue.appendleft(_Group(packed(self._opening), len(self._opening), NoHandler(), until, False, False))
+                self._arm(until)
             if self._queue and not self._paused:
                 self._write(self._loop.time())
 
@@ -385,12 +390,13 @@ class MultiplexedLane(asyncio.Protocol):
 
 
 class LaneLink:
-    """Lanes to one server: `lanes` for reads, one for writes."""
+    """Lanes to one server: `lanes` for reads, one for writes, which makes the scripts known: to ask again for those that are not takes a
+    round trip, and over a slow line that is more than any call's budget, so that none would ever be known."""
 
     def __init__(self, endpoint: Endpoint, *, lanes: int = 1) -> None:
         self.endpoint = endpoint
         self.reads = [MultiplexedLane(endpoint) for _ in range(lanes)]
-        self.writes = MultiplexedLane(endpoint)
+        self.writes = MultiplexedLane(endpoint, opening=LOAD_ALL)
 
     def __repr__(self) -> str:
         return f"<LaneLink {self.reads!r} {self.writes!r}>"

@@ -4,7 +4,8 @@ Invariants
 - Each lane has one pipeline under way; what is asked meanwhile leaves in the next, so order is kept and no pool is ever exhausted.
 - The pool is our own, made as the client's was: for each process and loop, with replies as bytes, and without retries, which would send a
   group twice that may be sent only once. A pool of another kind than redis-py's own is used as it is.
-- A connection is made in the lane's own time: a caller waits within its timeout and never cancels it.
+- Connecting, and waiting for late replies, is done in the lane's own time: callers leave at their deadlines, but a connection that was cut
+  off then would have to be made again, which over a slow line takes more than the next caller has.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from aiocache_aura.errors import BackendError, BackendTimeoutError, ConfigurationError
-from aiocache_aura.stores.base import Command, FutureHandler, Handler, own_copy
+from aiocache_aura.stores.base import Command, FutureHandler, Handler, NoHandler, own_copy
 from aiocache_aura.stores.connections import CONNECT_TIMEOUT, Endpoint, Keeper, forget_pool, pool_of
 from aiocache_aura.stores.replies import told
+from aiocache_aura.stores.scripts import LOAD_ALL
 
 PAUSE = 0.05  # before another attempt for those that wait for a server that is down
+STUCK_AFTER = 1.0  # beyond the last deadline
 
 
 class _Group:
@@ -62,10 +65,10 @@ class _Group:
 
 
 class PooledLane:
-    """A lane that borrows a connection of the pool for each batch of groups."""
+    """A lane that borrows a connection of the pool for each batch of groups. The `opening` commands go before the first."""
 
-    def __init__(self, client: redis_asyncio.Redis) -> None:
-        self._client = client
+    def __init__(self, client: redis_asyncio.Redis, *, opening: Sequence[Command] = ()) -> None:
+        self._client, self._opening = client, opening
         self._loop = asyncio.get_running_loop()
         self._collects: list[Callable[[], None]] = []
         self._queue: list[_Group] = []
@@ -106,6 +109,9 @@ class PooledLane:
         finally:
             self._flushing = False
         if self._queue and self._task is None:
+            if self._opening:
+                self._queue.insert(0, _Group(self._opening, NoHandler(), self._loop.time() + CONNECT_TIMEOUT, True, False))
+                self._opening = ()
             self._task = self._loop.create_task(self._work())
 
     async def _work(self) -> None:
@@ -133,7 +139,7 @@ class PooledLane:
         for group in groups:
             group.tries += 1
             group.handler.written()
-        failure = await self._attempt(self._execute(groups), max(group.deadline for group in groups))
+        failure = await self._attempt(self._execute(groups), max(group.deadline for group in groups) + STUCK_AFTER)
         return ([], False) if failure is None else (_parted(groups, failure, sent=True), False)
 
     async def _attempt(self, what: Any, deadline: float) -> BackendError | None:
@@ -201,8 +207,8 @@ class PooledLink:
         self._client = client if own is None else redis_asyncio.Redis(connection_pool=own)
         self._pid = os.getpid()
         self.reads = [PooledLane(self._client)]
-        self.writes = PooledLane(self._client)
-        self._keeper = Keeper(self._let_go)
+        self.writes = PooledLane(self._client, opening=LOAD_ALL)
+        self._keeper = Keeper(self._let_go, self.forget)
         self._is_own = own is not None
 
     def __repr__(self) -> str:

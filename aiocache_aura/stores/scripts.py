@@ -116,4 +116,5 @@ EXPIRE: Final = Script(
     _UNLESS_CHANGED + _SET,
 )
 
+LOAD_ALL: Final = tuple(script.load() for script in (PLANT, FILL, STORE_IF, EXPIRE))
 BY_SHA1: Final = {script.sha1: script for script in (PLANT, FILL, STORE_IF, EXPIRE)}
