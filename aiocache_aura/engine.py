@@ -226,7 +226,6 @@ class Engine(Writes):
     async def refresh(self, address: Address, terms: Terms, load: Load) -> Any:
         """Load anew, whatever is stored, and store it; shared only with callers that began before that load did."""
         began = self._tick.now
-        self._count_miss(terms, address, coalesced=False)
         flight = self.flights.get(address.key)
         while True:
             if flight is not None:

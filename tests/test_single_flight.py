@@ -1228,3 +1228,30 @@ async def test_a_manager_that_was_closed_while_loading_can_be_used_again() -> No
             await reading
         source.held = False
         assert await manager.get_or_load("menu", "k", source.load) == 1
+
+
+async def test_a_load_leaves_nothing_for_the_garbage_collector(ours: Process) -> None:
+    """What a flight was made of is freed as the flight ends, not when the collector comes by."""
+    flights = ours.engine.flights
+
+    async def fly(n: int) -> None:
+        flight = flights.open(b"k%d" % n, ())
+
+        async def drive() -> None:
+            await asyncio.sleep(0)
+            flight.finish(n, confirmed=True)
+
+        waiter = flight.board(0)
+        flights.start([flight], drive)
+        assert await flight.outcome(waiter) == n
+
+    await fly(0)
+    gc.collect()
+    gc.disable()
+    try:
+        for n in range(100):
+            await fly(n)
+        await asyncio.sleep(0)
+        assert gc.collect() < 100
+    finally:
+        gc.enable()

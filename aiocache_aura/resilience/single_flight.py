@@ -252,7 +252,7 @@ class Flights:
         """Run `drive` in a task of its own; it ends every flight, or raises what fails those that it has not ended."""
         crew = _Crew(flights)
         for flight in flights:
-            flight._crew = crew  # noqa: SLF001 - set once, here
+            flight._crew = crew  # noqa: SLF001 - set here, cleared in `_landed`
         task = crew.task = asyncio.get_running_loop().create_task(self._aboard_of(flights, drive))
         self._tasks[task] = crew
         task.add_done_callback(lambda done: self._landed(crew, done))
@@ -267,6 +267,8 @@ class Flights:
         for flight in crew.flights:
             if flight.phase is not Phase.DONE:
                 flight.fail(error or CacheError("the load ended without a result"))
+            flight._crew = None  # noqa: SLF001 - or flight, crew, task and its context would wait for the garbage collector
+        crew.task = None
 
     def take_out(self, flight: Flight) -> None:
         if self.by_key.get(flight.key) is flight:
