@@ -17,7 +17,7 @@ async def main() -> None:
     loads = 0
     server = EmbeddedServer()
     with server:
-        manager = CacheManager(server.tcp_url, budget=0.25)
+        manager = CacheManager(server.tcp_url, budget=1.0)
 
         @cache_menu(manager=manager)
         async def get_menu(restaurant_id: int) -> list[str]:

@@ -60,7 +60,8 @@ def fences(page: Path) -> list[Fence]:
 
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[CacheManager]:
-    """The process-wide manager and client, as a new process has them."""
+    """The process-wide manager and client, as a new process has them; managers with time to spare, as the machine may be busy."""
+    monkeypatch.setitem(Settings.__init__.__kwdefaults__, "budget", 1.0)
     manager = CacheManager.from_environment()
     monkeypatch.setattr(desk, "cache_manager", manager)
     monkeypatch.setattr(RedisClient, "_options", dict(DEFAULTS))
@@ -199,3 +200,26 @@ def test_every_preset_is_in_the_docs_with_its_life(name) -> None:
     row = re.search(rf"^\| `{name}` \| `CacheTTL\.(\w+)` \| (\d+) \|", (ROOT / "docs/policies.md").read_text(), flags=re.MULTILINE)
     assert row
     assert CacheTTL[row[1]] == int(row[2]) == PRESETS[name].life
+
+
+async def test_the_permissions_that_the_page_names_are_enough(own_server) -> None:
+    """A user with just the ACL of docs/redis.md can do everything that a manager does, and nothing beside its prefix."""
+    rule = next(block for block in fences(ROOT / "docs/redis.md") if block.text.startswith("ACL SETUSER app")).text
+    server = own_server()
+    with server.client() as client:
+        client.execute_command(*rule.split())
+    url = f"redis://app:password@{server.host}:{server.port}/3"
+    async with CacheManager(url, prefix="shop", strict=True, budget=5) as manager:
+        assert await manager.set("menu", "a", 1, tags=["x"], ttl="1h")
+        assert await manager.get_or_load("menu", "b", lambda: 2, ttl=aiocache_aura.FOREVER) == 2
+        assert await manager.mget("menu", ["a", "b"]) == [1, 2]
+        assert await manager.add("menu", "c", 3)
+        assert await manager.touch("menu", "c", 5)
+        assert await manager.set("menu", "c", 3, ttl=aiocache_aura.FOREVER)
+        assert await manager.delete("menu", "a") == 1
+        assert await manager.invalidate_tags("x")
+        assert await manager.invalidate_pattern("menu", "b") == 1
+        assert await manager.caches["menu"].clear_namespace(reclaim=True)
+    async with CacheManager(url, prefix="other", strict=True, budget=5) as manager:
+        with pytest.raises(aiocache_aura.BackendError, match="NOPERM"):
+            await manager.set("menu", "a", 1)

@@ -81,7 +81,7 @@ def test_the_function_answers_without_its_server() -> None:
     assert first == "with the server: 2 calls, 1 load"
     slowest = re.fullmatch(r"without it: 100 calls answered by 100 loads, the slowest in (\d+) ms", second)
     assert slowest
-    assert int(slowest[1]) < 5_000  # the budget is 250; the machine may be busy
+    assert int(slowest[1]) < 5_000  # the budget is 1,000; the machine may be busy
     assert third == "errors counted: 100"
     assert last == "an invalidation says so: False"
 
