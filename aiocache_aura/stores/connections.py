@@ -17,6 +17,7 @@ import asyncio
 import atexit
 import inspect
 import os
+import selectors
 import socket
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
@@ -263,6 +264,15 @@ class Takeover:
         """Tell the protocol that was there: redis-py waits for it when it closes."""
         self._old.connection_lost(error)
         self._connection._writer = self._connection._reader = None
+
+    def has_unread(self) -> bool:
+        """Whether something has come that the loop has not had the time to read."""
+        ours = self.transport.get_extra_info("socket")
+        if ours is None or self.transport.is_closing():
+            return False
+        with selectors.DefaultSelector() as selector:
+            selector.register(ours.fileno(), selectors.EVENT_READ)
+            return bool(selector.select(0))
 
     def abort(self) -> None:
         """Close without waiting: a TLS goodbye to a silent server takes 30 seconds."""

@@ -10,7 +10,8 @@ Invariants
 - Connecting is a task of the lane's own: a caller waits for it within its timeout and never cancels it. A lane that is known to be down
   fails groups at once; only patient ones wait for the next attempt. Attempts are made when somebody asks, with a backoff.
 - A group that is not repeatable is written at most once. A repeatable one whose connection was lost before its answer is written again.
-- One timer for each lane stands at its earliest deadline, never one for each group.
+- One timer for each lane stands at its earliest deadline, never one for each group. While replies wait to be read it is this process that
+  is late, not the server: they are read before anybody's time is up, else a crowd of callers would all be sent to their loaders.
 - A lane that has answered nobody in time since a first answer was late is aborted and made anew: after `STUCK_AFTER` seconds of silence, or
   after `LATE_AFTER` though bytes come in, for a garbled length may have claimed what followed, and all replies come one group too late.
 - A connection that was lost before it gave a single answer counts as a failed attempt: its successor is as short-lived, or soon will be.
@@ -38,6 +39,7 @@ from aiocache_aura.stores.scripts import LOAD_ALL
 log = logging.getLogger("aiocache_aura.lanes")
 
 STUCK_AFTER, LATE_AFTER = 1.0, 5.0
+MOMENT = 0.005  # to read what has come
 BACKOFF_FIRST, BACKOFF_MOST = 0.05, 1.0
 _NOTHING = object()  # hiredis says False both for "no more" and for a reply of #f, unless told otherwise
 
@@ -332,7 +334,8 @@ class MultiplexedLane(asyncio.Protocol):
     def _on_time(self) -> None:
         self._timer = None
         now = self._loop.time()
-        for group in (*self._pending, *self._queue):
+        is_ours = self._is_late_itself(now)
+        for group in self._queue if is_ours else (*self._pending, *self._queue):
             if group.deadline <= now and not group.over:
                 if group.written_at and self._late_since is None:
                     self._late_since = group.written_at
@@ -347,7 +350,12 @@ class MultiplexedLane(asyncio.Protocol):
             else:
                 times.append(given_up_at)
         if times:
-            self._arm(min(times))
+            self._arm(max(min(times), now + MOMENT) if is_ours else min(times))
+
+    def _is_late_itself(self, now: float) -> bool:
+        """Whether replies have come that were not read yet, for groups whose time is not long up."""
+        deadline = next((group.deadline for group in self._pending if not group.over), now)
+        return deadline <= now < deadline + STUCK_AFTER and self._takeover is not None and self._takeover.has_unread()
 
     # The end
 

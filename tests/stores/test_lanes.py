@@ -995,6 +995,20 @@ async def test_a_value_of_20_mb(valkey: Server) -> None:
         assert small == ["s"] * 10
 
 
+async def test_replies_that_have_come_are_read_before_time_is_up(valkey: Server) -> None:
+    """Where this process was busy past a deadline, and the answer is there, in several reads, it is delivered: the server was not late."""
+    blob = random.Random(4).randbytes(3 * 2**20)
+    lane = MultiplexedLane(Endpoint.from_url(valkey.url))
+    await lane.send([("SET", b"blob", blob)], timeout=SOON)
+    for _ in range(5):
+        reply = lane.send([("GET", b"blob")], timeout=0.05)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        time.sleep(0.1)
+        assert await reply == [blob]
+    await lane.aclose()
+
+
 async def test_a_batch_of_5000_keys(valkey: Server) -> None:
     """`get_many` and `mset` of 5,000 keys work and go out in bounded commands."""
     async with CacheManager(valkey.url, prefix="many", budget=10.0) as manager:
