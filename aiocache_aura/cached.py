@@ -327,11 +327,10 @@ class Cached:
         if engine is None or manager.is_off:
             return False
         try:
-            await engine.set([(address, value)], terms)
+            return await engine.set([(address, value)], terms)
         except BackendError as error:
             manager.fault(error, f"a value set for {self.name}")
             return False
-        return True
 
     def cache_key(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         return self._address(self.current_state(), args, kwargs).key.decode()

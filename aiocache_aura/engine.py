@@ -245,12 +245,13 @@ class Engine(Writes):
 
     async def get_many(self, addresses: Sequence[Address], terms: Terms, *, count: bool = True) -> list[Any]:
         """The stored values in order, MISSING for those that are not there; one round trip."""
+        began = self._tick.now
         lookups = [self._port.lookup(address.key, self._hints.get(address.key, address.scopes)) for address in addresses]
         answers = await _all_answers(lookups)
         values = [await self._find(address, terms, answer) for address, answer in zip(addresses, answers, strict=True)]
         for address, value, (_, tokens) in zip(addresses, values, answers, strict=True):
             if value is MISSING:
-                self._remember_miss(address, tokens)
+                self._remember_miss(address, tokens, began)
             if count and value is MISSING:
                 self._count_miss(terms, address, coalesced=False)
             elif count:

@@ -276,12 +276,7 @@ class Cache:
         addressed = [(self._address(plan, key, tenant, user, tags), value) for key, value in items.items()]
         if self._desk.is_off:
             return False
-
-        async def write(engine: Engine) -> bool:
-            await engine.set(addressed, plan.terms)
-            return True
-
-        return await self._ask("set", False, write) if addressed else True
+        return await self._ask("set", False, lambda engine: engine.set(addressed, plan.terms)) if addressed else True
 
     async def add(
         self,

@@ -1,15 +1,16 @@
 """Writes: explicit ones, which win over loads begun before them, and invalidations.
 
 M10: the value of a `set` was computed before the call, so the generations stored with it must be no younger: those that this process saw
-when it missed the key, else those there are when it asks. At worst the entry is void, a miss. An invalidation by this process closes the
-flights it covers at the call and at the answer, and voids a `set` that is still asking.
+when it missed the key, else those there are when it asks. An invalidation by this process closes the flights it covers at the call and at
+the answer. It voids a `set` that is still asking, and one that follows a miss from before it (`get`, load, `set` by hand is a load like any
+other): a token that was missing then could not tell. At worst the value is not stored, a miss.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiocache_aura import keys
 from aiocache_aura.clock import Clock
@@ -24,46 +25,48 @@ from aiocache_aura.types import MISSING
 REMEMBER_FOR = 30.0  # seconds that a miss of this process vouches for a later `set` of the key
 
 
+class _Miss(NamedTuple):
+    """A read of this process that found nothing: when it began, by the tick and by the clock, and the generations that it saw."""
+
+    began: int
+    tokens: Tokens
+    when: float
+
+
 class Writes(Entries):
     """What writes and invalidates."""
 
     def __init__(self, port: Port, addresses: Addresses, clock: Clock, *, budget: float, tick: Tick, log_keys: bool = False) -> None:
         super().__init__(port, addresses, clock, budget=budget, tick=tick, log_keys=log_keys)
-        self._missed: dict[bytes, tuple[float, Tokens]] = {}
-        self._invalidated: list[tuple[int, frozenset[bytes]]] = []
-        self._sets_under_way = 0
+        self._missed: dict[bytes, _Miss] = {}
+        self._dropped: dict[bytes, int] = {}  # when, by the tick, this process last invalidated a scope
+        self._dropped_until = -1  # the latest of what is no longer in there
 
     async def ttl(self, address: Address, terms: Terms) -> float | None:
         """Seconds left of an entry that a read would be served from, inf for ever; None if there is none."""
         entry, _, _ = await self._examine(address, None, terms)
         return None if entry is None else entry.left(self._time())
 
-    async def set(self, items: Sequence[tuple[Address, Any]], terms: Terms) -> None:
-        """Write values over whatever is there, and void the loads under way (M10)."""
+    async def set(self, items: Sequence[tuple[Address, Any]], terms: Terms) -> bool:
+        """Write values over whatever is there, and void the loads under way (M10); False if an invalidation has voided one of them."""
         encoded = [(address, self._encode_explicit(terms, value)) for address, value in items]
         addresses = [address for address, _ in items]
         if not terms.life:
             await self.delete(addresses, terms)
-            return
-        began = self._tick.now
+            return True
+        missed = {address.key: self._recall(address) for address in addresses}
         self.flights.close(address.key for address in addresses)
-        self._sets_under_way += 1
         try:
-            prints = await self._fingerprints(addresses, terms)
-            if self._invalidated_since(began, addresses):
-                await self._port.delete([address.key for address in addresses], timeout=self._budget)
-            else:
-                writes = [self._write(terms, address, sealed, prints[address.key]) for address, sealed in encoded]
-                await self._port.store(writes, timeout=self._budget)
+            prints = await self._fingerprints(addresses, terms, missed)
+            void = {address.key for address in addresses if self._was_dropped(address, missed[address.key].began)}
+            writes = [self._write(terms, address, sealed, prints[address.key]) for address, sealed in encoded if address.key not in void]
+            if void:
+                await self._port.delete(list(void), timeout=self._budget)
+            await self._port.store(writes, timeout=self._budget)
         finally:
-            self._end_set()
             self.flights.close(address.key for address in addresses)
-        self._add(terms, "sets", len(items))
-
-    def _end_set(self) -> None:
-        self._sets_under_way -= 1
-        if not self._sets_under_way:
-            self._invalidated.clear()
+        self._add(terms, "sets", len(writes))
+        return not void
 
     def _write(self, terms: Terms, address: Address, sealed: tuple[int, bytes], fingerprint: bytes) -> tuple[bytes, bytes, float | None]:
         entry = self._entry(terms, address, sealed, fingerprint, self._time(), 0.0)
@@ -72,31 +75,33 @@ class Writes(Entries):
     def _encode_explicit(self, terms: Terms, value: Any) -> tuple[int, bytes]:
         return self._encode(terms, terms.serializer.convert(value) if terms.convert else value)
 
-    async def _fingerprints(self, addresses: Sequence[Address], terms: Terms) -> dict[bytes, bytes]:
+    async def _fingerprints(self, addresses: Sequence[Address], terms: Terms, missed: Mapping[bytes, _Miss]) -> dict[bytes, bytes]:
         """Of each key, the generations that a `set` of it stores: those this process saw missing it, else those there are now (M10)."""
-        known = {address.key: self._recall(address) for address in addresses}
         scopes = tuple(dict.fromkeys(scope for address in addresses for scope in address.scopes))
         asked = (await self._port.generations(scopes, life=finite(terms.life), timeout=self._budget)).found  # and live as long (M8)
         prints = {}
         for address in addresses:
-            tokens = {scope: known[address.key].get(scope) or asked.get(scope) for scope in address.scopes}
+            known = missed[address.key].tokens.found
+            tokens = {scope: known.get(scope) or asked.get(scope) for scope in address.scopes}
             fingerprint = Tokens(tokens).fingerprint(address.scopes)
             if fingerprint is None:
                 raise BackendError(f"{terms.label}: the server does not keep generations; is its memory full?")
             prints[address.key] = fingerprint
         return prints
 
-    def _remember_miss(self, address: Address, tokens: Tokens) -> None:
+    def _remember_miss(self, address: Address, tokens: Tokens, began: int) -> None:
         if len(self._missed) >= REMEMBERED:
             del self._missed[next(iter(self._missed))]
-        self._missed[address.key] = self._monotonic(), tokens
+        self._missed[address.key] = _Miss(began, tokens, self._monotonic())
 
-    def _recall(self, address: Address) -> Mapping[bytes, bytes | None]:
-        when, tokens = self._missed.pop(address.key, (0.0, None))
-        return tokens.found if tokens is not None and self._monotonic() - when < REMEMBER_FOR else {}
+    def _recall(self, address: Address) -> _Miss:
+        """This process's miss of the key, where it is recent; else as if it had been missed now, and nothing had been seen."""
+        now, miss = self._monotonic(), self._missed.pop(address.key, None)
+        return _Miss(self._tick.now, Tokens({}), now) if miss is None or now - miss.when >= REMEMBER_FOR else miss
 
-    def _invalidated_since(self, began: int, addresses: Sequence[Address]) -> bool:
-        return any(tick >= began and not scopes.isdisjoint(a.scopes) for tick, scopes in self._invalidated for a in addresses)
+    def _was_dropped(self, address: Address, since: int) -> bool:
+        """Whether this process has invalidated the entry since then."""
+        return since <= self._dropped_until or any(self._dropped.get(scope, -1) >= since for scope in address.scopes)
 
     async def add(self, address: Address, value: Any, terms: Terms) -> bool:
         """Write only if a read would find nothing; whether it was written."""
@@ -104,22 +109,19 @@ class Writes(Entries):
         if not terms.life:
             return False
         began = self._tick.now
-        self._sets_under_way += 1
-        try:
-            entry, raw, tokens = await self._examine(address, None, terms)
-            if entry is not None and self._decoded(address, entry, terms) is not MISSING:
-                return False
-            if address.key not in self._missed:
-                self._remember_miss(address, tokens)
-            fingerprint = (await self._fingerprints([address], terms))[address.key]
-            if self._invalidated_since(began, [address]):
-                return False
-            self.flights.close([address.key])
-            key, fresh, life = self._write(terms, address, sealed, fingerprint)
-            written = await self._port.store_if(key, fresh, life, seen=raw, timeout=self._budget)
-            self.flights.close([address.key])
-        finally:
-            self._end_set()
+        entry, raw, tokens = await self._examine(address, None, terms)
+        if entry is not None and self._decoded(address, entry, terms) is not MISSING:
+            return False
+        miss = self._recall(address)
+        if miss.began > began or self._was_dropped(address, miss.began):  # what it found itself is newer, and all that an `add` claims
+            miss = _Miss(began, tokens, miss.when)
+        fingerprint = (await self._fingerprints([address], terms, {address.key: miss}))[address.key]
+        if self._was_dropped(address, miss.began):
+            return False
+        self.flights.close([address.key])
+        key, fresh, life = self._write(terms, address, sealed, fingerprint)
+        written = await self._port.store_if(key, fresh, life, seen=raw, timeout=self._budget)
+        self.flights.close([address.key])
         self._add(terms, "sets", int(written))
         return written
 
@@ -168,9 +170,12 @@ class Writes(Entries):
 
     def _close_meant(self, meant: frozenset[bytes]) -> None:
         self.flights.close_where(lambda flight: not flight.scopes.isdisjoint(meant))
-        self._missed.clear()
-        if self._sets_under_way:
-            self._invalidated.append((self._tick.take(), meant))
+        tick = self._tick.take()
+        for scope in meant:
+            self._dropped.pop(scope, None)
+            self._dropped[scope] = tick
+        while len(self._dropped) > REMEMBERED:
+            self._dropped_until = self._dropped.pop(next(iter(self._dropped)))
 
     async def purge(self, cache_type: str, pattern: str, tenant: str | None = None, user: str | None = None) -> int:
         """Remove the entries of a type whose logical key matches, and void the loads under way; how many were stored (M11)."""

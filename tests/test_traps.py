@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from aiocache_aura.entries import REMEMBERED
 from aiocache_aura.types import MISSING
 from tests.clocks import ManualClock
 from tests.servers import Server
@@ -330,6 +331,30 @@ async def test_v6_an_invalidation_by_the_same_process_voids_a_write_under_way(fl
     await soon(writing)
     assert await ours.engine.get(KEY, TERMS) is MISSING
     assert await sees(ours, source, 2)
+
+
+async def test_v6_an_invalidation_by_the_same_process_voids_a_set_that_its_miss_came_before(fleet: Fleet) -> None:
+    """Cache-aside by hand, nothing planted yet: a miss, v1 is read, v2 and invalidated here, v1 is set: no read is served it."""
+    ours = fleet.process()
+    source = Source()
+    assert await ours.engine.get(KEY, TERMS) is MISSING
+    source.version = 2
+    assert await ours.invalidate_type()
+    assert await ours.engine.set([(KEY, 1)], TERMS) is False
+    assert await ours.engine.get(KEY, TERMS) is MISSING
+    assert await ours.engine.set([(KEY, 2)], TERMS) is True
+    assert await ours.engine.get(KEY, TERMS) == 2
+
+
+async def test_v6_more_invalidations_than_are_remembered_void_rather_than_pass(fleet: Fleet) -> None:
+    """The memory of own invalidations is bounded; a miss from before what was forgotten counts as invalidated."""
+    ours = fleet.process()
+    assert await ours.engine.get(KEY, TERMS) is MISSING
+    assert await ours.invalidate_type()
+    for n in range(REMEMBERED):
+        assert await ours.engine.invalidate((b"scope %d" % n,))
+    assert await ours.engine.set([(KEY, 1)], TERMS) is False
+    assert await ours.engine.get(KEY, TERMS) is MISSING
 
 
 # V7
