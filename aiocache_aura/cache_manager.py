@@ -156,9 +156,12 @@ class CacheManager(KeyVerbs, Invalidations):
         engine = self._engines.now()
         if engine is not None:
             return engine
+        return await self._open(self._settings.budget)
+
+    async def _open(self, patience: float | None) -> Engine:
         self._settle()
         if self._settings.is_remote and not self._backend_is_here:
-            await self._await_backend()
+            await self._await_backend(patience)
         return self._engines.place().engine
 
     def _make_engine(self) -> Engine:
@@ -183,14 +186,14 @@ class CacheManager(KeyVerbs, Invalidations):
             raise ConfigurationError(f"a Redis cache needs redis: pip install 'redis[hiredis]' ({exc})") from exc
         self._backend_is_here = True
 
-    async def _await_backend(self) -> None:
-        """Have a thread import redis, which takes as long as many an answer may, and wait for it within the budget."""
+    async def _await_backend(self, patience: float | None) -> None:
+        """Have a thread import redis, which takes as long as many an answer may, and wait for it so many seconds, or to the end."""
         loop = asyncio.get_running_loop()
         importing = self._importing.get(loop)
         if importing is None:
             importing = self._importing[loop] = loop.create_task(call_plain(self._import_backend))
             importing.add_done_callback(lambda _: self._importing.pop(loop, None))
-        done, _ = await asyncio.wait({importing}, timeout=self._settings.budget)
+        done, _ = await asyncio.wait({importing}, timeout=patience)
         if not done:
             raise BackendTimeoutError(f"redis was not imported within the budget of {self._settings.budget} s; the next call may find it")
         importing.result()
@@ -217,10 +220,7 @@ class CacheManager(KeyVerbs, Invalidations):
     async def lifespan(self, app: object = None) -> AsyncIterator[None]:
         """For Starlette and FastAPI: `FastAPI(lifespan=cache_manager.lifespan)`. Opens what may take long, closes when the app ends."""
         async with self:
-            try:
-                await self.engine()
-            except BackendError as error:
-                self._faults.report(error, "opening")
+            await self._open(None)
             yield
 
     # Reading past

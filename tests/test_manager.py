@@ -437,6 +437,21 @@ class TestLoops:
         loop.run_until_complete(manager.aclose())
         loop.close()
 
+    def test_lifespan_waits_until_redis_is_imported(self):
+        """However small the budget is, the first request of an app finds an engine."""
+        code = """
+import asyncio, sys
+from aiocache_aura.cache_manager import cache_manager
+async def main():
+    async with cache_manager.lifespan():
+        print("redis" in sys.modules, cache_manager.engine_now() is not None)
+cache_manager.configure(budget=0.0001)
+asyncio.run(main())
+"""
+        environment = {**os.environ, "AURA_CACHE_URL": "redis://127.0.0.1:1/0"}
+        done = subprocess.run([sys.executable, "-W", "error", "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+        assert (done.stdout, done.stderr) == ("True True\n", "")
+
     async def test_lifespan_fits_starlette(self):
         from starlette.applications import Starlette
 
