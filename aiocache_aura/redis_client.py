@@ -45,8 +45,9 @@ class RedisClient:
         """
         if cls._clients:
             raise ConfigurationError("RedisClient is in use already: call configure() before the first get_client(), or after aclose()")
-        if options.get("max_connections", 1) < 1:
-            raise ConfigurationError(f"max_connections={options['max_connections']}: it is at least 1")
+        size = options.get("max_connections", 1)
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ConfigurationError(f"max_connections={size!r}: it is a number of connections, at least 1")
         cls._options = {**DEFAULTS, **options} | ({} if url is None else {"url": url})
 
     @classmethod
@@ -107,6 +108,7 @@ class RedisClient:
         size, wait = options.pop("max_connections"), options.pop("timeout", options.pop("pool_timeout"))
         if options.pop("retry_on_timeout") and "retry" not in options:
             options["retry"] = Retry(ExponentialBackoff(cap=0.5, base=0.01), 1, supported_errors=(RedisTimeoutError,))
+            options["retry_on_error"] = [*options.get("retry_on_error", ()), RedisTimeoutError]  # redis-py 5 asks for both
         return Redis(connection_pool=pool_of(endpoint, max_connections=size, timeout=wait, **options))
 
     @classmethod

@@ -169,6 +169,8 @@ def pool_of(endpoint: Endpoint, *, max_connections: int, timeout: float, **optio
     ours = {"maint_notifications_config": _no_maintenance(), "driver_info": None}
     known = _parameters(endpoint.connection_class)
     given = {name: value for name, value in {**endpoint.options, **options}.items() if name not in _POOL_ONLY}
+    if unknown := sorted(set(given) - known):
+        raise ConfigurationError(f"a connection of redis-py has no option {unknown[0]!r}")
     chosen = given | {name: value for name, value in ours.items() if name in known}
     return redis_asyncio.BlockingConnectionPool(
         connection_class=safe_class(endpoint.connection_class), max_connections=max_connections, timeout=timeout, **chosen
