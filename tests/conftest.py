@@ -16,6 +16,13 @@ settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True
 settings.load_profile("ci")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test is called the same in every process, or pytest-xdist refuses to run any."""
+    odd = [item.nodeid for item in items if " at 0x" in item.nodeid]
+    if odd:
+        raise pytest.UsageError(f"give ids= to these parameters, whose repr is an address: {odd}")
+
+
 @pytest.fixture(scope="session")
 def _servers() -> Iterator[dict[str, Server]]:
     servers: dict[str, Server] = {}

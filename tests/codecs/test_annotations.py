@@ -459,7 +459,7 @@ class TestDecoratedFunctions:
             (Tuple, (1, "a")),
             (Any, (1,)),
         ],
-        ids=repr,
+        ids=lambda part: repr(part).partition(": (")[0],
     )
     async def test_any_annotation_will_do(self, annotation, value):
         """One that cannot be resolved, is no type, or contains itself: the value is cached all the same."""
