@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +42,7 @@ class Step:
         self.on_write: Callable[[], None] = lambda: None
         self.on_answer: Callable[[], None] = lambda: None
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.context = copy_context()  # of who asks
         self.is_written = self.is_executed = False
         self.result: Any = None
 
@@ -330,13 +332,13 @@ class Fleet:
 
     def __init__(self, url: str | None, clock: ManualClock) -> None:
         self._url, self._clock = url, clock
-        self._memory = MemoryStore(clock, max_bytes=None, max_entries=None)
+        self.memory = MemoryStore(clock, max_bytes=None, max_entries=None)
         self.processes: list[Process] = []
         self.links: list[Link] = []
 
     def _open(self, tick: Tick) -> base.Port:
         if self._url is None:
-            return self._memory
+            return self.memory
         self.links.append(Link(LaneLink(Endpoint.from_url(self._url))))
         return RedisPort(self.links[-1], ADDRESSES.prefix, budget=SOON, tick=tick)
 

@@ -210,24 +210,25 @@ async def test_a_caller_that_declares_another_type_does_not_take_the_result(mana
     class Dish:
         name: str
 
-    begun = asyncio.Event()
+    begun, going = asyncio.Event(), asyncio.Event()
 
     async def plain() -> dict[str, str]:
         begun.set()
-        await asyncio.sleep(0)
+        await going.wait()
         return {"name": "soup"}
 
     async def dish() -> Dish:
         return Dish("soup")
 
-    first = asyncio.ensure_future(manager.get_or_load("menu", "soup", plain))
-    await begun.wait()
-    single = asyncio.ensure_future(manager.get_or_load("menu", "soup", dish, as_type=Dish))
-
     async def dishes(keys: list[str]) -> dict[str, Dish]:
         return {key: await dish() for key in keys}
 
+    first = asyncio.ensure_future(manager.get_or_load("menu", "soup", plain))
+    await begun.wait()
+    single = asyncio.ensure_future(manager.get_or_load("menu", "soup", dish, as_type=Dish))
     many = asyncio.ensure_future(manager.get_or_load_many("menu", ["soup"], dishes, as_type=Dish))
+    await settled()
+    going.set()
     assert await soon(first) == {"name": "soup"}
     assert await soon(single) == Dish("soup")
     assert await soon(many) == {"soup": Dish("soup")}
