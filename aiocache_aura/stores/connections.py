@@ -313,6 +313,8 @@ def _explained(endpoint: Endpoint, error: Exception) -> BackendError:
     root: BaseException = error  # redis-py wraps what it has not foreseen, and does not always say what it was
     while root.__cause__ is not None or root.__context__ is not None:
         root = root.__cause__ or root.__context__ or root
+    if isinstance(root, asyncio.CancelledError):
+        return BackendError(f"no connection to {endpoint!r}: it did not answer within {CONNECT_TIMEOUT} s")
     text, beneath = told(error)[0] or type(error).__name__, told(root)[0] or type(root).__name__
     if beneath not in text:
         text = f"{text} ({beneath})"
