@@ -967,6 +967,31 @@ async def test_a_shifted_stream_serves_no_old_value(server: ScriptedServer) -> N
         assert (shortened, len(server.peers)) == (2, 3)
 
 
+@pytest.mark.parametrize("wrong", [b",1.5\r\n", b":1\r\n", b"*0\r\n", b"#t\r\n", b"%0\r\n", b"-ERR x\r\n"])
+@pytest.mark.parametrize("where", [0, 1])
+async def test_a_find_that_is_no_string(server: ScriptedServer, wrong: bytes, where: int) -> None:
+    """N7: what stands where a value or a generation should, and is no string, is a fault of the stream and never reaches a decoder."""
+    stored: dict[bytes, bytes] = {}
+    faults = 0
+
+    def answer(command: list[bytes]) -> bytes | None:
+        nonlocal faults
+        if command[0] != b"MGET" or not faults:
+            return _fake_server(command, stored)
+        faults = 0
+        return array(*(wrong if n == where else bulk(stored[key]) for n, key in enumerate(command[1:])))
+
+    server.answer = answer
+    async with CacheManager(server.url, prefix="string") as manager:
+        assert await manager.set("test", "a", "value")
+        assert await manager.get("test", "a") == "value"
+        faults, peers = 1, len(server.peers)
+        assert await manager.get("test", "a") is None
+        assert await manager.get_or_load("test", "a", lambda: "loaded") == "value"
+        assert manager.stats()["test"]["errors"] == 1
+        assert len(server.peers) == peers + 1
+
+
 def _fake_server(command: list[bytes], stored: dict[bytes, bytes]) -> bytes:
     match command[0]:
         case b"MGET":
