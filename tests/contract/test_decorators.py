@@ -336,11 +336,13 @@ class TestVerbs:
         async def dish(n: int) -> int:
             return n
 
-        await dish(1)
+        await dish(1), await dish(3)
+        assert [await dish(1), await dish(3)] == [1, 3]
         manager.override("menu", ttl=10)
-        await dish(1), await dish(2)
+        await manager.invalidate_pattern("menu", "*:n=i3")
+        await dish(3), await dish(1), await dish(2)
         clock.advance(10)
-        assert [await dish.exists(1), await dish.exists(2)] == [True, False]
+        assert [await dish.exists(1), await dish.exists(2), await dish.exists(3)] == [True, False, False]
         assert dish.cache_parameters()["ttl"] == 10
 
 

@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,14 +22,21 @@ from aiocache_aura.decorators import cache_menu
 from aiocache_aura.policy import CachePolicy
 from aiocache_aura.types import ALL, FOREVER
 from tests.clocks import ManualClock
-from tests.contract.conftest import PATIENT, Store
+from tests.contract.conftest import PATIENT, STORES, Store, opened
 from tests.steps import Source, settled, soon
+
+
+@pytest.fixture(params=[kind for kind in STORES if not kind.endswith("unix")])
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
+    """Each store in turn; what is sent over a unix socket is what is sent over TCP."""
+    async for one in opened(request):
+        yield one
 
 
 @pytest.fixture
 def clearers(store: Store, manager: CacheManager, peer: CacheManager) -> list[CacheManager]:
     """Who clears, in turn: the process that reads, where that makes a difference, and another."""
-    return list(dict.fromkeys((manager, peer) if store.kind.endswith("tcp") else (peer,)))
+    return list(dict.fromkeys((manager, peer) if store.kind == "valkey-tcp" else (peer,)))
 
 
 @pytest.fixture
@@ -514,6 +521,29 @@ class TestLoadsUnderWay:
         assert reads >= 9
 
 
+class TestLoopsOfOneProcess:
+    """A memory store may be used from several event loops: what one clears or writes, a load in another does not bring back."""
+
+    @pytest.mark.parametrize("change", (VOIDS | WRITES).values(), ids=VOIDS | WRITES)
+    async def test_a_load_in_another_loop(self, change):
+        """As if they were processes."""
+        async with CacheManager(prefix="shop") as manager:
+            for how in HOW:
+                await manager.delete("menu", "a", "z", **WHERE)
+                reads = Reads([manager], how)
+                first = asyncio.ensure_future(reads.first(manager))
+                load = await reads.source.begun()
+                reads.source.version, reads.source.held = 2, False
+                await asyncio.to_thread(asyncio.run, change(manager, reads))
+                expected = 7 if change in WRITES.values() else 2
+                late = asyncio.ensure_future(reads.read(manager))
+                await settled()
+                load.finish()
+                assert await soon(first) in (1, expected)
+                assert await soon(late) == expected
+                assert await asyncio.to_thread(asyncio.run, reads.read(manager)) == await reads.read(manager) == expected
+
+
 class TestDelivery:
     @pytest.mark.parametrize("strict", [False, True])
     async def test_the_answer_is_false_when_the_server_is_gone(self, own_server, strict):
@@ -635,6 +665,9 @@ class TestPeers:
                     await manager.get_or_load("permissions", "a", lambda: 1, user=5)
                     await clear(manager)
                 await done_behind(manager)
+                await manager.invalidate_pattern("menu", "*")
+                await manager.mset("menu", {"a": 1, "b": 1})
+                assert await manager.invalidate_pattern("menu", "*") == 2
                 for name in ours:
                     foreign[name] = client.dump(name)
                 assert {name: client.dump(name) for name in foreign} == foreign
