@@ -1374,10 +1374,11 @@ class TestStrangers:
 
 async def _entries(manager: CacheManager) -> None:
     """In `menu` and `api`, for tenants 1 and 2 and nobody: a key each, with a tag."""
-    for cache_type in ("menu", "api"):
-        for tenant in (1, 2, None):
-            await manager.mset(cache_type, {"dish:1": 1, "other": 1}, tenant=tenant, tags=["x"])
-            await manager.set(cache_type, "dish:2", 1, tenant=tenant, tags=["dish:2"])
+    whose = [(cache_type, tenant) for cache_type in ("menu", "api") for tenant in (1, 2, None)]
+    await asyncio.gather(
+        *(manager.mset(cache_type, {"dish:1": 1, "other": 1}, tenant=tenant, tags=["x"]) for cache_type, tenant in whose),
+        *(manager.set(cache_type, "dish:2", 1, tenant=tenant, tags=["dish:2"]) for cache_type, tenant in whose),
+    )
 
 
 async def _gone(manager: CacheManager) -> set[tuple[str, int | None, str]]:

@@ -31,7 +31,7 @@ from aiocache_aura.errors import (
 from aiocache_aura.policy import NOT_YET, CachePolicy
 from aiocache_aura.types import FOREVER, MISSING, CacheTTL
 from tests.clocks import ManualClock
-from tests.contract.conftest import Store
+from tests.contract.conftest import STORES, Store
 
 
 class Through:
@@ -49,19 +49,24 @@ WAYS: dict[str, Callable[[CacheManager], Any]] = {"manager": Through, "cache": l
 
 @pytest.fixture(params=list(WAYS))
 def way(request: pytest.FixtureRequest) -> Callable[[CacheManager], Any]:
+    """The verbs of `menu`, asked of the manager and of its `Cache`."""
     return WAYS[request.param]
 
 
-@pytest.fixture
-def menu(way, manager):
-    """The verbs of `menu`, asked of the manager and of its `Cache`."""
-    return way(manager)
+def verbs_of(store: Store, manager: CacheManager) -> Any:
+    """The verbs of `menu`: of one store asked of the manager, of the next of its `Cache`, to which the manager passes them on."""
+    return WAYS["cache" if STORES.index(store.kind) % 2 else "manager"](manager)
 
 
 @pytest.fixture
-def still(way, clocked):
+def menu(store, manager):
+    return verbs_of(store, manager)
+
+
+@pytest.fixture
+def still(store, clocked):
     """As `menu`, with a clock that moves when it is told to."""
-    return way(clocked)
+    return verbs_of(store, clocked)
 
 
 class TestAnswers:
@@ -402,14 +407,14 @@ class TestAbsent:
         await self.check(menu, make)
 
     @pytest.mark.parametrize("spoil", SPOILT, ids=lambda one: one.__name__[1:])
-    async def test_not_ours(self, remote, way, spoil):
+    async def test_not_ours(self, remote, spoil):
         manager = remote.open()
 
         async def make():
             await manager.set("menu", "a", "old")
             await spoil(manager, remote)
 
-        await self.check(way(manager), make)
+        await self.check(verbs_of(remote, manager), make)
         assert manager.stats()["menu"]["undecodable"] > 0
 
     async def test_of_another_declared_type(self, menu):
@@ -421,9 +426,9 @@ class TestAbsent:
         assert await menu.get("a", as_type=list[str]) == ["x"]
         assert (await menu.exists("a"), await menu.touch("a", 60)) == (True, True)
 
-    async def test_a_value_of_another_kind_at_our_key(self, remote, way):
+    async def test_a_value_of_another_kind_at_our_key(self, remote):
         """A hash that somebody put there by hand is no entry: it is absent, and can be set over and deleted."""
-        menu = way(remote.open())
+        menu = verbs_of(remote, remote.open())
         with remote.client() as client:
             client.hset("shop:menu:=a", "field", "value")
             assert await menu.get("a") is None
