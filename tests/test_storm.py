@@ -243,16 +243,17 @@ async def test_r14_ten_thousand_calls_stay_cached(valkey: Server, caplog: pytest
             loads += 1
             return key
 
-        for start in range(0, 1000, 50):
-            await asyncio.gather(*(r14_value(key) for key in range(start, start + 50)))
-        assert loads == manager.stats()["menu"]["sets"] == 1000
+        for key in range(1000):
+            while not await r14_value.exists(key):
+                await r14_value(key)
+        loads, before = 0, manager.stats()["menu"]
         with caplog.at_level(logging.WARNING, "aiocache_aura"):
             found = await asyncio.gather(*(r14_value(n % 1000) for n in range(10_000)))
         assert found == [n % 1000 for n in range(10_000)]
-        assert loads == 1000
+        assert loads == 0
         assert caplog.records == []
         stats = manager.stats()["menu"]
-        assert (stats["hits"], stats["errors"], stats["misses"]) == (10_000, 0, 1000)
+        assert [stats[name] - before[name] for name in ("hits", "misses", "errors")] == [10_000, 0, 0]
 
 
 async def test_r14_a_cold_herd_loads_each_key_once(valkey: Server) -> None:
