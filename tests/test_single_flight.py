@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 from collections.abc import AsyncIterator, Callable
+from contextlib import nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -640,6 +642,40 @@ async def test_the_leaving_caller_waits_until_its_load_has_ended(ours: Process, 
     cleaned.set()
     await soon(asyncio.wait({caller}))
     assert said == ["the load ended", "the caller left"]
+
+
+@pytest.mark.parametrize("how", ["asyncio", "anyio"])
+@pytest.mark.parametrize("reads", ["cached", "past the cache"])
+async def test_the_leaving_caller_of_a_plain_function_waits_until_its_thread_is_done(manager: CacheManager, how: str, reads: str) -> None:
+    """The session that the thread works with is closed next, whichever way the caller is cancelled."""
+    said: list[str] = []
+    loop, begun, going = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+
+    @cache(cache_type="menu", manager=manager, exclude=["db"])
+    def plain(n: int, db: object) -> int:
+        loop.call_soon_threadsafe(begun.set)
+        going.wait(SOON)
+        said.append("the thread is done")
+        return n
+
+    scope = anyio.CancelScope()
+
+    async def call() -> None:
+        try:
+            with scope, manager.bypass() if reads == "past the cache" else nullcontext():
+                await plain(1, object())
+        finally:
+            said.append("the caller left")
+
+    caller = asyncio.ensure_future(call())
+    await begun.wait()
+    caller.cancel() if how == "asyncio" else scope.cancel()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert said == []
+    going.set()
+    await soon(asyncio.wait({caller}))
+    assert said == ["the thread is done", "the caller left"]
 
 
 async def test_the_leaving_caller_waits_no_longer_than_the_budget(fleet: Fleet) -> None:

@@ -113,7 +113,8 @@ async def _to_the_end(running: Any) -> Any:
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        await asyncio.wait({task})
+        with anyio.CancelScope(shield=True):  # a scope of anyio's cancels again and again, and would end the wait at once
+            await asyncio.wait({task})
         raise
 
 
