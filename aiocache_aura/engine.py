@@ -178,7 +178,7 @@ class Engine(Writes):
 
     def _loaded(self, terms: Terms, value: Any) -> tuple[Loaded, tuple[int, bytes] | None]:
         """What to hand out, and what to store of it: None for a None, and for what cannot be stored."""
-        if terms.convert:
+        if value is not None and terms.convert:
             value = terms.serializer.convert(value)
         if value is None:
             return Loaded(None, None, terms.serializer), None

@@ -353,7 +353,7 @@ class Cache:
         """Void every entry of this type, and nobody else's, at a cost that does not depend on their number; whether it was delivered.
 
         `reclaim=True` also frees their memory, in a task behind the caller's back that the manager's `aclose` waits for; else they go as
-        they expire.
+        they expire. It removes what it finds: entries that are written while it is at work may go, too, and are misses.
         """
         delivered = await self.invalidate()
         if reclaim:

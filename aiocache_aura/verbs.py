@@ -220,6 +220,10 @@ class Invalidations(ABC):
         """Remove the entries whose key matches a glob; how many there were. See `Cache.invalidate_pattern`."""
         return await self.caches[cache_type].invalidate_pattern(pattern, tenant=tenant, user=user)
 
+    async def clear_namespace(self, cache_type: str, *, reclaim: bool = False) -> bool:
+        """Void every entry of the type, and nobody else's; see `Cache.clear_namespace`."""
+        return await self.caches[cache_type].clear_namespace(reclaim=reclaim)
+
     async def invalidate_tenant(self, tenant: Id) -> bool:
         """Void a tenant's entries of every type."""
         return await self.drop(self.addresses.to_invalidate(None, tenants=[id_text(tenant, "tenant")]), "invalidate_tenant")

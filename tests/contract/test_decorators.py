@@ -1627,3 +1627,24 @@ class TestInvalidateCache:
 
         with pytest.raises((TypeError, ConfigurationError)):
             invalidate_cache(change)(change)
+
+
+class TestNothingFound:
+    async def test_returns_converts_a_value_and_leaves_none_alone(self, manager):
+        """A function that finds nothing returns None, whatever `returns=` says of what it finds; it is asked again."""
+        asked = []
+
+        @cache(cache_type="menu", returns=list[int], manager=manager)
+        async def dishes(found: bool) -> list[int] | None:
+            asked.append(found)
+            return (1, 2) if found else None
+
+        assert [await dishes(False), await dishes(False), await dishes(True), await dishes(True)] == [None, None, [1, 2], [1, 2]]
+        assert asked == [False, False, True]
+
+    async def test_the_manager_clears_a_namespace_by_its_type(self, manager):
+        """As the type's own cache does, and nobody else's."""
+        await manager.set("menu", "a", 1)
+        await manager.set("api", "a", 2)
+        assert await manager.clear_namespace("menu") is True
+        assert (await manager.get("menu", "a"), await manager.get("api", "a")) == (None, 2)

@@ -519,6 +519,7 @@ async def writing() -> None:
     await manager.invalidate_tags("a", "b")
     assert_type(await manager.invalidate_pattern("menu", "item:*"), int)
     assert_type(await manager.caches["menu"].clear_namespace(reclaim=True), bool)
+    assert_type(await manager.clear_namespace("menu", reclaim=True), bool)
     with manager.disabled(), manager.bypass(), tenant_scope(7), user_scope("5"), tenant_scope(UUID(int=7)):  # 110
         assert_type(current_tenant(), str | None)
         assert_type(current_user(), str | None)
