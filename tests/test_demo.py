@@ -118,13 +118,18 @@ def test_a_cache_that_does_not_answer_is_said() -> None:
     assert done.stderr.strip().splitlines()[-1].startswith("demo: a cache URL begins with one of")
 
 
+def _heed_interrupts() -> None:
+    """What a shell starts in the background ignores them, and hands that down."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("reached", ["without it  .", "with it     ."])
 def test_interrupted_it_ends_cleanly(short_directory: Path, reached: str) -> None:
     """Ctrl-C, which a terminal sends to the server too, ends it at once with 130, no traceback, and nothing left behind."""
     command = [sys.executable, "-m", "aiocache_aura", "demo", *SMALL, "--requests", "2000", "--pause", "0.02"]
     environment = {**os.environ, "TMPDIR": str(short_directory)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, env=environment, start_new_session=True, **pipes) as demo:
+    with subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_heed_interrupts, **pipes) as demo:
         told = b""
         while reached.encode() not in told:
             letter = demo.stdout.read(1)
