@@ -1292,3 +1292,28 @@ async def test_a_load_leaves_nothing_for_the_garbage_collector(ours: Process) ->
         assert gc.collect() < 100
     finally:
         gc.enable()
+
+
+async def test_a_plain_function_that_fails_after_its_caller_has_left_is_not_complained_of() -> None:
+    """Nobody is there to be told, and asyncio does not tell the log instead."""
+    complaints: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
+    running, go_on = threading.Event(), threading.Event()
+
+    def fails() -> None:
+        running.set()
+        go_on.wait(SOON)
+        raise ValueError("nobody hears this")
+
+    async with CacheManager() as manager:
+        caller = asyncio.create_task(manager.get_or_load("menu", "a", fails))
+        while not running.is_set():
+            await asyncio.sleep(0)
+        caller.cancel()
+        await settled()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+    gc.collect()
+    await settled()
+    assert complaints == []

@@ -63,22 +63,26 @@ class Database:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._here = threading.local()
-        self._opened: list[sqlite3.Connection] = []
+        self._opened: list[tuple[sqlite3.Connection, threading.Lock]] = []
         self._writing, self._counting = threading.Lock(), threading.Lock()
+        self._closed = False
         self.queries = 0
 
     def __enter__(self) -> Database:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for connection in self._opened:
-            connection.close()
+        with self._counting:
+            self._closed = True
+        for connection, in_use in self._opened:
+            with in_use:  # SQLite does not survive being closed in the middle of a query; Ctrl-C does not wait for threads
+                connection.close()
 
     def ask(self, sql: str, *, restaurant_id: int = 0, **parameters: object) -> Answer:
         """The rows that a query finds and the restaurant's version, both of one moment."""
         with self._counting:
             self.queries += 1
-        with self._connection() as connection:
+        with self._connection() as connection, connection:
             connection.execute("BEGIN")
             version = connection.execute("SELECT version FROM restaurants WHERE id = ?", (restaurant_id,)).fetchone()
             rows = [dict(row) for row in connection.execute(sql, {"restaurant_id": restaurant_id, **parameters})]
@@ -87,20 +91,29 @@ class Database:
     @contextmanager
     def changing(self, restaurant_id: int) -> Iterator[tuple[sqlite3.Connection, int]]:
         """A transaction, and the version that it gives the restaurant's data; undone if the block raises."""
-        with self._writing, self._connection() as connection:
+        with self._writing, self._connection() as connection, connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute("UPDATE restaurants SET version = version + 1 WHERE id = ?", (restaurant_id,))
             (version,) = connection.execute("SELECT version FROM restaurants WHERE id = ?", (restaurant_id,)).fetchone()
             yield connection, version
 
-    def _connection(self) -> sqlite3.Connection:
-        connection: sqlite3.Connection | None = getattr(self._here, "connection", None)
-        if connection is None:
-            connection = sqlite3.connect(self._path, isolation_level=None, timeout=30, check_same_thread=False)
-            connection.row_factory = sqlite3.Row
-            self._here.connection = connection
-            self._opened.append(connection)
-        return connection
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        """This thread's connection, which is not closed before it is given back."""
+        with self._counting:
+            if self._closed:
+                raise sqlite3.ProgrammingError("the database is closed")
+            if not hasattr(self._here, "opened"):
+                connection = sqlite3.connect(self._path, isolation_level=None, timeout=30, check_same_thread=False)
+                connection.row_factory = sqlite3.Row
+                self._here.opened = connection, threading.Lock()
+                self._opened.append(self._here.opened)
+            connection, in_use = self._here.opened
+            in_use.acquire()
+        try:
+            yield connection
+        finally:
+            in_use.release()
 
 
 def zipf(count: int) -> list[float]:

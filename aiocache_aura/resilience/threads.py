@@ -113,9 +113,16 @@ async def _to_the_end(running: Any) -> Any:
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
+        task.add_done_callback(_retrieve)
         with anyio.CancelScope(shield=True):  # a scope of anyio's cancels again and again, and would end the wait at once
             await asyncio.wait({task})
         raise
+
+
+def _retrieve(task: asyncio.Future[Any]) -> None:
+    """Whoever would have been told of its exception has left."""
+    if not task.cancelled():
+        task.exception()
 
 
 async def call_any(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:

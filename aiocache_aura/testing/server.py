@@ -55,7 +55,8 @@ class EmbeddedServer:
         listen = ["--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", self.path, "--dir", str(self._directory)]
         command = [self._binary, *listen, "--save", "", "--appendonly", "no", "--logfile", str(self._directory / "log"), *self._options]
         quiet, shell = subprocess.DEVNULL, ["/bin/sh", "-c", _WATCH, "sh", *command]
-        return subprocess.Popen(shell, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet)  # noqa: S603 - a binary of our own
+        # A session of its own: Ctrl-C in a terminal is for us, and what we still have to say to the server should arrive.
+        return subprocess.Popen(shell, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, start_new_session=True)  # noqa: S603
 
     def _wait_until_it_answers(self) -> bool:
         deadline = time.perf_counter() + 10
