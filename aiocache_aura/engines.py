@@ -9,6 +9,7 @@ Invariants
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import os
 import threading
 import weakref
@@ -106,10 +107,25 @@ class Engines:
             if loop is asyncio.get_running_loop():
                 await place.aclose()
             elif loop.is_running():
-                closing = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(place.aclose(), loop))
-                await asyncio.wait({closing}, timeout=self._patience)
+                await self._close_elsewhere(place)
             else:
                 place.engine.forget()
+
+    async def _close_elsewhere(self, place: Place) -> None:
+        """Have a place closed in its own loop. That one may end at any moment: then nothing was begun that would be left behind."""
+        closed: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+        def begin() -> None:
+            task = place.loop.create_task(place.aclose())
+            task.add_done_callback(lambda _: closed.cancelled() or closed.set_result(None))
+
+        try:
+            place.loop.call_soon_threadsafe(begin)
+        except RuntimeError:  # it has been closed meanwhile
+            place.engine.forget()
+            return
+        await asyncio.wait({asyncio.wrap_future(closed)}, timeout=self._patience)
+        closed.cancel()
 
 
 _all: weakref.WeakSet[Engines] = weakref.WeakSet()
