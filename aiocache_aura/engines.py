@@ -115,9 +115,12 @@ class Engines:
         """Have a place closed in its own loop. That one may end at any moment: then nothing was begun that would be left behind."""
         closed: concurrent.futures.Future[None] = concurrent.futures.Future()
 
+        def end(_: asyncio.Task[None]) -> None:
+            if not closed.cancelled():
+                closed.set_result(None)
+
         def begin() -> None:
-            task = place.loop.create_task(place.aclose())
-            task.add_done_callback(lambda _: closed.cancelled() or closed.set_result(None))
+            place.loop.create_task(place.aclose()).add_done_callback(end)
 
         try:
             place.loop.call_soon_threadsafe(begin)
