@@ -30,7 +30,7 @@ from aiocache_aura.errors import BackendError, ConfigurationError
 from aiocache_aura.generations import Address, function_extra, tag_extra
 from aiocache_aura.owner import Owner, ids_among, owner_of
 from aiocache_aura.policy import PRESETS, Aware, CachePolicy
-from aiocache_aura.resilience.threads import call_plain, is_async
+from aiocache_aura.resilience.threads import call_plain, is_async, settled
 from aiocache_aura.settings import Settings
 from aiocache_aura.signatures import CallSignature, warn_user
 from aiocache_aura.stats import Counts
@@ -355,7 +355,7 @@ class Cached:
         """A stand-in for the manager: asked with the key as text; whatever it raises, the function is called."""
         key, ttl = self._stranger_key(self.signature.bind(*args, **kwargs))
         try:
-            value = await _settled(manager.get(self.options.cache_type, key))
+            value = await settled(manager.get(self.options.cache_type, key))
             if value is not None:
                 return value
         except Exception as error:
@@ -363,7 +363,7 @@ class Cached:
         value = await self._load(args, kwargs)
         if value is not None:
             try:
-                await _settled(manager.set(self.options.cache_type, key, value, ttl=ttl))
+                await settled(manager.set(self.options.cache_type, key, value, ttl=ttl))
             except Exception as error:
                 log.warning("%s went on without the cache: the manager's set raised %r", self.name, error)
         return value
@@ -384,10 +384,6 @@ _clashed: set[tuple[int, str]] = set()
 
 def _is_past(manager: CacheManager) -> bool:
     return manager.is_off or identity.get().bypass
-
-
-async def _settled(answer: Any) -> Any:
-    return await answer if inspect.isawaitable(answer) else answer
 
 
 def _full_name(function: Callable[..., Any]) -> str:

@@ -28,7 +28,7 @@ from aiocache_aura.desk import listed
 from aiocache_aura.errors import BackendError, CacheError, ConfigurationError, MissingTenantError, MissingUserError
 from aiocache_aura.generations import tag_extra
 from aiocache_aura.owner import distinct, ids_among, owner_of
-from aiocache_aura.resilience.threads import call_plain, is_async
+from aiocache_aura.resilience.threads import call_plain, is_async, settled
 from aiocache_aura.settings import Settings
 from aiocache_aura.signatures import CallSignature
 from aiocache_aura.templates import RESULT, Template
@@ -229,9 +229,9 @@ class Invalidating:
         try:
             for name in self.options.cache_types:
                 if wanted:
-                    await _settled(manager.delete(name, *wanted))
+                    await settled(manager.delete(name, *wanted))
                 else:
-                    await _settled(manager.invalidate(name, tenant=tenants[0] if tenants else None, tags=tags or ()))
+                    await settled(manager.invalidate(name, tenant=tenants[0] if tenants else None, tags=tags or ()))
         except Exception as error:
             log.warning("%s went on without the cache: the manager raised %r", self.signature.name, error)
 
@@ -249,10 +249,6 @@ async def _to_the_end(work: Any) -> None:
     task.result()
     if cancelled is not None:
         raise cancelled
-
-
-async def _settled(answer: Any) -> Any:
-    return await answer if inspect.isawaitable(answer) else answer
 
 
 def _asks_result(told: object) -> bool:

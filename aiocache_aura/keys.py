@@ -154,6 +154,11 @@ def _as_regex(piece: re.Match[str]) -> str:
     return f"(?!{within})." if piece["not"] else within
 
 
+def glob_literal(name: bytes) -> bytes:
+    """A glob that matches just this."""
+    return b"".join(b"\\" + bytes((byte,)) if byte in b"*?[]\\^" else bytes((byte,)) for byte in name)
+
+
 # Arguments -----------------------------------------------------------------------------------------------------------------------------
 
 _registered: dict[type, Callable[[Any], object]] = {}

@@ -191,7 +191,7 @@ class Writes(Entries):
 
         self.flights.close_where(lambda flight: matches(flight.key))
         try:
-            gone = await self._port.purge(_glob_literal(head) + b"*", matches, timeout=self._budget)
+            gone = await self._port.purge(keys.glob_literal(head) + b"*", matches, timeout=self._budget)
         finally:
             self.flights.close_where(lambda flight: matches(flight.key))
         log.debug("invalidated %d entries of %s by a pattern", gone, cache_type)
@@ -200,7 +200,3 @@ class Writes(Entries):
 
 def _among(wanted: str | None, found: str | None) -> bool:
     return wanted is None or (found is not None and keys.segment(wanted) in found.split("+"))
-
-
-def _glob_literal(text: bytes) -> bytes:
-    return b"".join(b"\\" + bytes([c]) if c in b"*?[]\\^" else bytes([c]) for c in text)

@@ -103,7 +103,7 @@ async def call_plain(function: Callable[..., Any], /, *args: Any, **kwargs: Any)
     try:
         async with here.places(depth).taken():
             answer = await _to_the_end(anyio.to_thread.run_sync(partial(function, *args, **kwargs), limiter=here.unlimited))
-        return await answer if inspect.isawaitable(answer) else answer
+        return await settled(answer)
     finally:
         _depth.reset(token)
 
@@ -123,6 +123,11 @@ def _retrieve(task: asyncio.Future[Any]) -> None:
     """Whoever would have been told of its exception has left."""
     if not task.cancelled():
         task.exception()
+
+
+async def settled(answer: Any) -> Any:
+    """An answer, awaited only if it has to be."""
+    return await answer if inspect.isawaitable(answer) else answer
 
 
 async def call_any(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:

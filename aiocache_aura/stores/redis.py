@@ -20,6 +20,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 from aiocache_aura.codecs.envelope import FRONT
 from aiocache_aura.errors import BackendError
+from aiocache_aura.keys import glob_literal
 from aiocache_aura.resilience.single_flight import Tick
 from aiocache_aura.stores.base import TOKEN_BYTES, Claim, Command, Fill, Lane, Link, Scopes, Tokens, Verdict, own_copy
 from aiocache_aura.stores.replies import STRINGS, code_of, is_answer, refused
@@ -352,7 +353,7 @@ class RedisPort:
         def is_value(name: bytes) -> bool:
             return name.startswith(values) and matches(name)
 
-        await self._sweep(_literal(permits) + glob + b"}", is_permit, timeout)
+        await self._sweep(glob_literal(permits) + glob + b"}", is_permit, timeout)
         return await self._sweep(glob, is_value, timeout)
 
     async def aclose(self) -> None:
@@ -424,8 +425,3 @@ def _scanned(reply: object) -> tuple[bytes, list[bytes]]:
             return cursor, names
         case _:
             raise refused(("SCAN",), reply)
-
-
-def _literal(name: bytes) -> bytes:
-    """A glob that matches just this."""
-    return b"".join(b"\\" + bytes((byte,)) if byte in b"*?[]\\" else bytes((byte,)) for byte in name)
