@@ -770,7 +770,7 @@ def test_p5_multiprocessing(own_server: Callable[..., Server]) -> None:
 
 def test_p6_two_loops_in_two_threads(valkey: Server) -> None:
     """P6: one manager in loops that run at once in two threads: each has connections of its own, and both see each other's changes."""
-    manager = CacheManager(valkey.url, prefix="threads")
+    manager = CacheManager(valkey.url, prefix="threads", budget=SOON)
     problems: list[BaseException] = []
     turns = threading.Barrier(2, timeout=SOON)
     version = 0
