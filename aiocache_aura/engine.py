@@ -22,11 +22,12 @@ from typing import Any
 
 from aiocache_aura.codecs.envelope import open_fresh, seal
 from aiocache_aura.codecs.serializers import Serializer, Undecodable
-from aiocache_aura.entries import Terms, finite, log
+from aiocache_aura.entries import finite, log
 from aiocache_aura.errors import BackendError, SerializationError, ValueTooLargeError
 from aiocache_aura.generations import Address
 from aiocache_aura.resilience.single_flight import RETRY, Flight, Load, Waiter
 from aiocache_aura.stores.base import Claim, Fill, Tokens
+from aiocache_aura.terms import Terms
 from aiocache_aura.types import MISSING
 from aiocache_aura.writes import Writes
 
@@ -397,4 +398,4 @@ async def _all_outcomes(aboard: dict[int, tuple[Flight, Waiter]]) -> dict[int, A
     return outcomes
 
 
-__all__ = ["Engine", "Terms"]
+__all__ = ["Engine"]

@@ -9,41 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import dataclass
 from typing import Any
 
 from aiocache_aura.clock import Clock
 from aiocache_aura.codecs.envelope import Entry, unseal
-from aiocache_aura.codecs.serializers import Serializer, Undecodable
+from aiocache_aura.codecs.serializers import Undecodable
 from aiocache_aura.errors import BackendError, ValueTooLargeError
 from aiocache_aura.generations import Address, Addresses
 from aiocache_aura.policy import jittered
 from aiocache_aura.resilience.fail_safe import FaultLog
 from aiocache_aura.resilience.single_flight import Flights, Tick
-from aiocache_aura.stats import Counts
 from aiocache_aura.stores.base import Port, Scopes, Tokens
+from aiocache_aura.terms import Terms
 from aiocache_aura.types import MISSING
 
 log = logging.getLogger("aiocache_aura.engine")
 
 FOR_EVER = float("inf")
 REMEMBERED = 1024
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
-    """How the entries of one function or verb are made and given."""
-
-    serializer: Serializer
-    life: float
-    jitter: float = 0.0
-    share: bool = False
-    max_value_bytes: int
-    counts: Counts
-    own: Counts | None = None
-    label: str
-    convert: bool = False
-    personal: bool = False
 
 
 class Entries:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias, TypedDict
+from typing import Any, Final, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypedDict, TypeVar
+
+T = TypeVar("T")
 
 
 class CacheTTL(enum.IntEnum):
@@ -67,6 +70,53 @@ class Call:
 
     def __repr__(self) -> str:
         return f"Call({', '.join(self._arguments)})"
+
+
+class Uncached(Generic[T]):
+    """`return Uncached(value)` from a cached function: its callers get the value, and it is not stored."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: T) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return f"Uncached({self.value!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class CacheEntry(Generic[T]):
+    """What is stored for a call: `await fn.entry(...)`, which tells a cached None from a miss. Times in seconds.
+
+    `left` is what is left of its life, `math.inf` for ever; a stale value, which a read may be given while it is refreshed, has none.
+    """
+
+    value: T
+    age: float
+    left: float
+    is_fresh: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """What is stored under a key, and what a read would make of it: `await manager.explain(...)`. Times in seconds, sizes in bytes.
+
+    `verdict` is "hit", "stale" or "miss", and `why` says it in a sentence. `scopes` are what the entry depends on: whether each has a
+    generation now. `holder` tells who is loading it, if somebody does.
+    """
+
+    key: str
+    verdict: Literal["hit", "stale", "miss"]
+    why: str
+    size: int | None = None
+    codec: str | None = None
+    age: float | None = None
+    ttl: float | None = None
+    left: float | None = None
+    stale_left: float | None = None
+    cost: float | None = None
+    scopes: Mapping[str, bool] = field(default_factory=dict)
+    holder: str | None = None
 
 
 class CacheInfo(NamedTuple):

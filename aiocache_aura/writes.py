@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 from aiocache_aura import keys
 from aiocache_aura.clock import Clock
 from aiocache_aura.codecs.envelope import seal
-from aiocache_aura.entries import REMEMBERED, Entries, Terms, finite, log
+from aiocache_aura.entries import REMEMBERED, Entries, finite, log
 from aiocache_aura.errors import BackendError
 from aiocache_aura.generations import Address, Addresses
 from aiocache_aura.resilience.single_flight import Tick
 from aiocache_aura.stores.base import Port, Scopes, Tokens
+from aiocache_aura.terms import Terms
 from aiocache_aura.types import MISSING
 
 REMEMBER_FOR = 30.0  # seconds that a miss of this process vouches for a later `set` of the key

@@ -15,7 +15,6 @@ from typing import Any
 
 from aiocache_aura.codecs.serializers import serializer_for
 from aiocache_aura.engine import Engine
-from aiocache_aura.entries import Terms
 from aiocache_aura.errors import BackendError
 from aiocache_aura.generations import Address, Addresses, tag_extra
 from aiocache_aura.keys import user_tail
@@ -27,6 +26,7 @@ from aiocache_aura.stores.connections import Endpoint
 from aiocache_aura.stores.lanes import LaneLink
 from aiocache_aura.stores.memory import MemoryStore
 from aiocache_aura.stores.redis import RedisPort
+from aiocache_aura.terms import Terms
 from tests.clocks import ManualClock
 
 SOON = 5.0  # seconds after which a test that waits for a step has failed

@@ -22,9 +22,9 @@ from aiocache_aura.codecs.envelope import FRONT
 from aiocache_aura.errors import BackendError
 from aiocache_aura.keys import glob_literal
 from aiocache_aura.resilience.single_flight import Tick
-from aiocache_aura.stores.base import TOKEN_BYTES, Claim, Command, Fill, Lane, Link, Scopes, Tokens, Verdict, own_copy
+from aiocache_aura.stores.base import HARD_BYTES, TOKEN_BYTES, Claim, Command, Fill, Lane, Leases, Link, Scopes, Tokens, Verdict, own_copy
 from aiocache_aura.stores.replies import STRINGS, code_of, is_answer, refused
-from aiocache_aura.stores.scripts import BY_SHA1, EXPIRE, FILL, PLANT, STORE_IF, Script, life_ms
+from aiocache_aura.stores.scripts import BY_SHA1, EXPIRE, FILL, PLANT, SOFTEN, STORE_IF, Script, life_ms
 
 Found: TypeAlias = tuple[bytes | None, Tokens]
 T = TypeVar("T")
@@ -273,6 +273,10 @@ class RedisPort:
     def __repr__(self) -> str:
         return f"<RedisPort {self._values.decode()!r} over {self._link!r}>"
 
+    @property
+    def leases(self) -> Leases | None:
+        return None
+
     # Reads
 
     def lookup(self, key: bytes, scopes: Scopes) -> asyncio.Future[Found]:
@@ -339,9 +343,12 @@ class RedisPort:
         replies = await self._writes.run([*permits, *_unlink(distinct)], timeout=timeout, repeatable=True, patient=True)
         return sum(replies[len(permits) :])
 
-    async def invalidate(self, scopes: Iterable[bytes], *, timeout: float) -> None:
+    async def invalidate(self, scopes: Iterable[bytes], *, timeout: float, soft: bool = False) -> None:
         distinct = dict.fromkeys(scopes)
-        if distinct:
+        if distinct and soft:
+            halves = (os.urandom(TOKEN_BYTES - HARD_BYTES) for _ in distinct)
+            await self._writes.run([SOFTEN.run(list(distinct), *halves)], timeout=timeout, repeatable=True, patient=True)
+        elif distinct:
             await self._writes.run([("DEL", *distinct)], timeout=timeout, repeatable=True, patient=True)
 
     async def purge(self, glob: bytes, matches: Callable[[bytes], bool], *, timeout: float) -> int:

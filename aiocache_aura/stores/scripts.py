@@ -70,6 +70,19 @@ return tokens
 """,
 )
 
+SOFTEN: Final = Script(
+    "SOFTEN",
+    # KEYS scopes. ARGV for each a fresh soft half. What is not there stays so: a half token could come back (V18).
+    """
+for i, key in ipairs(KEYS) do
+  if redis.call('STRLEN', key) == 16 then
+    redis.call('SETRANGE', key, 8, ARGV[i])
+  end
+end
+return #KEYS
+""",
+)
+
 _SET = """
 if ARGV[3] == '0' then
   redis.call('SET', KEYS[1], ARGV[2])
@@ -116,5 +129,6 @@ EXPIRE: Final = Script(
     _UNLESS_CHANGED + _SET,
 )
 
-LOAD_ALL: Final = tuple(script.load() for script in (PLANT, FILL, STORE_IF, EXPIRE))
-BY_SHA1: Final = {script.sha1: script for script in (PLANT, FILL, STORE_IF, EXPIRE)}
+SCRIPTS: Final = (PLANT, SOFTEN, FILL, STORE_IF, EXPIRE)
+LOAD_ALL: Final = tuple(script.load() for script in SCRIPTS)
+BY_SHA1: Final = {script.sha1: script for script in SCRIPTS}
