@@ -16,7 +16,7 @@ from redis.crc import key_slot
 from aiocache_aura.errors import BackendError, BackendTimeoutError
 from aiocache_aura.resilience.single_flight import Tick
 from aiocache_aura.stores import scripts
-from aiocache_aura.stores.base import Command, Fill, Handler
+from aiocache_aura.stores.base import Command, Ear, Fill, Handler
 from aiocache_aura.stores.connections import Endpoint
 from aiocache_aura.stores.lanes import LaneLink
 from aiocache_aura.stores.redis import BATCH_BYTES, RedisPort
@@ -84,6 +84,9 @@ class FakeLink:
         self.reads = [FakeLane() for _ in range(lanes)]
         self.writes = FakeLane()
         self.closes, self.forgotten = 0, False
+
+    def listen(self, channel: bytes, ear: Ear) -> None:
+        return None
 
     async def aclose(self) -> None:
         self.closes += 1
