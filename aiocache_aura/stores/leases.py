@@ -112,7 +112,7 @@ class RedisLeases:
             if was_written:
                 self._give_back(wants, tokens)
             raise
-        except BaseException:
+        except asyncio.CancelledError:
             self._give_back(wants, tokens)
             raise
         standings = [_standing(*each) for each in zip(scopes, replies, strict=True)]

@@ -229,8 +229,14 @@ class RedisPort:
         commands = [self._leases.fill(fill) if fill.leased else self._fill(fill) for fill in fills]
         scopes = list(dict.fromkeys(scope for fill in fills for scope in fill.scopes))
         reads: list[Command] = [("MGET", *chunk) for chunk in chunks(scopes, BATCH_KEYS)]
-        # Safe to repeat: what voided it in between took the permit, and an invalidation makes it match nothing.
-        replies = await self._writes.run([*commands, *reads], timeout=timeout, repeatable=True, last=len(reads), written=written)
+        try:
+            # Safe to repeat: what voided it in between took the permit, and an invalidation makes it match nothing.
+            replies = await self._writes.run([*commands, *reads], timeout=timeout, repeatable=True, last=len(reads), written=written)
+        except BackendError:
+            for fill in fills:
+                if fill.leased:
+                    self._leases.release(fill.key, fill.permit)
+            raise
         tokens = _tokens(scopes, replies[len(fills) :])
         return [Verdict(reply == 1, tokens) for reply in replies[: len(fills)]]
 

@@ -89,7 +89,7 @@ SOFTEN: Final = Script(
     # KEYS scopes. ARGV for each a fresh soft half. What is not there stays so: a half token could come back (V18).
     """
 for i, key in ipairs(KEYS) do
-  if redis.call('STRLEN', key) == 16 then
+  if redis.pcall('STRLEN', key) == 16 then
     redis.call('SETRANGE', key, 8, ARGV[i])
   end
 end
@@ -239,7 +239,7 @@ return 1
 END: Final = Script(
     "END",
     # KEYS lease. ARGV lease or what it begins with, channel, key, the mark to leave or "", its PX, and "all" to wake who follows it though
-    # it is gone.
+    # it is gone. A server without memory takes the mark behind a DEL, or takes none: the lease ends all the same.
     _WOKEN
     + """
 local lease = redis.pcall('GET', KEYS[1])
@@ -249,10 +249,9 @@ if type(lease) ~= 'string' or #lease ~= 73 or string.sub(lease, 1, #ARGV[1]) ~= 
   end
   return 0
 end
-if ARGV[4] == '' then
-  redis.call('DEL', KEYS[1])
-else
-  redis.call('SET', KEYS[1], ARGV[4], 'PX', ARGV[5])
+redis.call('DEL', KEYS[1])
+if ARGV[4] ~= '' then
+  redis.pcall('SET', KEYS[1], ARGV[4], 'PX', ARGV[5])
 end
 if string.sub(lease, 73) == '1' then
   wake(ARGV[2], ARGV[3])

@@ -545,6 +545,26 @@ async def test_the_life_of_tokens(served: RedisPort, server: Server) -> None:
         assert client.get(scope) == before
 
 
+async def test_the_life_of_a_softened_token(served: RedisPort, server: Server) -> None:
+    """A soft invalidation keeps a token's time to live, plants nothing, and leaves alone what is no token."""
+    with server.client() as client:
+        await served.generations(SCOPES, life=60.0, timeout=SOON)
+        client.pexpire(SCOPES[0], 50_000)
+        await served.invalidate([*SCOPES, b"p!g:none"], timeout=SOON, soft=True)
+        assert 45_000 < client.pttl(SCOPES[0]) <= 50_000
+        assert client.exists("p!g:none") == 0
+        for odd in (b"short", bytes(15), bytes(17)):
+            client.set(SCOPES[0], odd)
+            await served.invalidate(SCOPES, timeout=SOON, soft=True)
+            assert client.get(SCOPES[0]) == odd
+        client.delete(SCOPES[0])
+        client.rpush(SCOPES[0], "x")
+        before = client.get(SCOPES[1])
+        await served.invalidate(SCOPES, timeout=SOON, soft=True)
+        assert client.llen(SCOPES[0]) == 1
+        assert client.get(SCOPES[1]) != before
+
+
 async def test_a_permit_ends(served: RedisPort) -> None:
     """A load that takes longer than a permit lives is refused; each claim of the key renews it."""
     (claim,) = await served.claim([(b"p:a", ())], life=60.0, timeout=SOON)
