@@ -67,7 +67,7 @@ from aiocache_aura.stores.scripts import ACQUIRE, END, FILL_LEASED, LEASE_BYTES,
 
 LEASE: Final = 3.0
 RENEWED_AT_ONCE: Final = 500
-_TOKEN, _ATTEMPT, _CHAIN = slice(1, 17), slice(55, 56), slice(56, 72)
+_TOKEN, _ATTEMPT, _CHAIN = slice(1, 17), slice(40, 41), slice(41, 57)
 _MARK_ATTEMPTS, _MARK_CHAIN = slice(1, 2), slice(2, 18)
 
 

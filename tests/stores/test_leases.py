@@ -263,7 +263,7 @@ async def test_no_scopes(fleet: Fleet) -> None:
 
 # Acquire: what is in the lease's place
 
-WHOLE = b"L" + bytes(71) + b"0"
+WHOLE = b"L" + bytes(scripts.LEASE_BYTES - 1) + b"0"
 JUNK = {
     "empty": b"",
     "short": b"L",
@@ -1121,6 +1121,30 @@ async def test_a_user_with_few_rights(
     for end in ENDS:
         await _end(one, await one.take(force=True), end)
         assert (await one.leases.holder(one.key, timeout=SOON) is None) == (end != "fail")
+    follower.close()
+    await fleet.aclose()
+
+
+async def test_a_right_that_is_given_later(own_server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that refused the subscription is asked again after a while, and the waits are real ones from then on."""
+    monkeypatch.setattr(followers_module, "POLL", 0.02)
+    monkeypatch.setattr(lanes, "REFUSED_FOR", 0.1)
+    server = own_server()
+    fleet = over_lanes(server)
+    fleet.run("ACL", "SETUSER", "app", "on", ">pw", "~*", "resetchannels", "+@all")
+    one = fleet.process(LaneLink(Endpoint.from_url(server.url.replace("//", "//app:pw@"))))
+    follower = one.leases.follow(one.key)
+    for _ in range(20):
+        await steps.soon(follower.wait(60.0))
+        assert not follower.era
+    fleet.run("ACL", "SETUSER", "app", "allchannels")
+    async with asyncio.timeout(SOON):
+        while not follower.era:
+            await follower.wait(60.0)
+    waiting = asyncio.ensure_future(follower.wait(60.0))
+    await steps.settled()
+    fleet.run("PUBLISH", fleet.channel, one.key)
+    await steps.soon(waiting)
     follower.close()
     await fleet.aclose()
 
