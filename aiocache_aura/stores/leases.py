@@ -122,7 +122,8 @@ class RedisLeases:
     def _ask(self, want: Want, token: bytes, scopes: Sequence[bytes]) -> Command:
         mode = "force" if want.force else "content" if want.content else ""
         front = b"" if want.seen is None else want.seen[FRONT]
-        lives, fresh = token_lives(want.life), (os.urandom(TOKEN_BYTES) for _ in scopes)
+        lives, random = token_lives(want.life), os.urandom(TOKEN_BYTES * len(scopes))
+        fresh = (random[n : n + TOKEN_BYTES] for n in range(0, len(random), TOKEN_BYTES))
         keys = (want.key, self._place(want.key), *scopes)
         return ACQUIRE.run(keys, *lives, front, token, _set_of(scopes), want.chain, life_ms(LEASE), mode, *fresh)
 
