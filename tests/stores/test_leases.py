@@ -596,6 +596,7 @@ async def test_leases_are_renewed_while_they_are_held(fleet: Fleet) -> None:
     while fleet.run("PTTL", fleet.place) <= 2000:
         await asyncio.sleep(0.05)
         assert time.monotonic() - before < SOON
+    await one.settle()
     assert repr(one.leases).startswith("<RedisLeases 2 held")
     assert await one.fill(kept)
     one.leases.release(one.key + b"2", other.permit)
@@ -961,8 +962,9 @@ async def test_one_subscription_for_a_process(served: Fleet) -> None:
     assert repr(one.leases.followers) == "<Followers of 0 keys, 0 waiting, era 1>"
 
 
-async def test_before_the_subscription_is_there(served: Fleet) -> None:
+async def test_before_the_subscription_is_there(served: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first wait ends as soon as the subscription is confirmed, for a wake-up may have been missed; the next is a real one."""
+    monkeypatch.setattr(followers_module, "POLL", 60.0)
     one, two = served.process(), served.process()
     claim = await one.take()
     follower = two.leases.follow(two.key)
