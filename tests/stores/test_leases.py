@@ -984,8 +984,10 @@ async def test_before_the_subscription_is_there(served: Fleet, monkeypatch: pyte
 
 
 @pytest.mark.usefixtures("one_connection_each")
-async def test_a_lost_subscription(served: Fleet) -> None:
-    """When the connection is lost all who wait ask again; it comes back by itself, and then wakes them as before."""
+async def test_a_lost_subscription(served: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the connection is lost all who wait ask again; it comes back at once, by itself, and then wakes them as before."""
+    monkeypatch.setattr(followers_module, "CHECK", 60.0)
+    monkeypatch.setattr(followers_module, "POLL", 60.0)
     one, two = served.process(), served.process()
     followers = [await listening(two, b"%d" % n) for n in range(3)]
     idle = await listening(two)
