@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Protocol, TypeAlias
 
 from aiocache_aura.context import Id, id_text
+from aiocache_aura.deferral import Held
 from aiocache_aura.engine import Engine
 from aiocache_aura.errors import BackendError
 from aiocache_aura.generations import Addresses
@@ -37,6 +38,10 @@ class Desk(Protocol):
 
     async def drop(self, scopes: Scopes, what: str) -> bool:
         """Invalidate these generations; whether it was delivered."""
+        ...
+
+    def put_off(self, put: Callable[[Held], None]) -> bool:
+        """Have the `deferred()` block that this task is in hold it; False if there is none."""
         ...
 
     async def behind(self, work: Coroutine[Any, Any, Any]) -> None:
