@@ -253,8 +253,8 @@ class CacheManager(KeyVerbs, Invalidations):
     def deferred(self) -> AbstractAsyncContextManager[None]:
         """Invalidations and deletes of the block, and of tasks started in it, go out together when it ends, and not if it raises.
 
-        For transactions: it stands around the commit. Inside, verbs that say whether they were delivered answer False, and counts are 0. What
-        a block within a block held goes with the outer one. What cannot be delivered is logged; the block does not raise for it.
+        For transactions: it stands around the commit. Inside, verbs that say whether they were delivered answer False, and counts are 0.
+        What a block within a block held goes with the outer one. What cannot be delivered is logged; the block does not raise for it.
         """
         return deferring(self, self._send)
 

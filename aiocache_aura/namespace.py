@@ -309,7 +309,7 @@ class Cache:
     async def delete(self, *keys: str, tenant: Id | None = None, user: Id | None = None) -> int:
         """Remove entries; how many were stored.
 
-        Loads of these keys that are under way will not bring them back. Goes out inside `disabled()`, too; of a `deferred()` block at its end.
+        Loads of these keys that are under way will not bring them back. Goes out inside `disabled()`, too; inside `deferred()` at its end.
         """
         plan = self._plan(None, {})
         return await self.delete_at([self._address(plan, key, tenant, user) for key in keys])
