@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import AsyncMock
@@ -21,7 +22,7 @@ import pytest
 from aiocache_aura.cache_manager import CacheManager
 from aiocache_aura.context import tenant_scope, user_scope
 from aiocache_aura.decorators import cache_menu, invalidate_cache
-from aiocache_aura.deferral import Held
+from aiocache_aura.deferral import Held, _blocks
 from aiocache_aura.errors import BackendError, KeyPartError, MissingTenantError, UnknownCacheTypeError
 from aiocache_aura.policy import PRESETS
 from tests.contract.conftest import PATIENT, Store, opened
@@ -428,7 +429,18 @@ class TestNested:
         assert not await world.is_there()
 
     @pytest.mark.parametrize(("verb", "answer"), VERBS.values(), ids=VERBS)
+    async def test_what_an_inner_block_held_goes_with_the_outer(self, world, verb, answer):
+        """Whatever it is."""
+        async with world.manager.deferred():
+            async with world.manager.deferred():
+                assert same(await verb(world), answer)
+            assert await world.is_there()
+        assert not await world.is_there()
+        await done_behind(world.manager)
+
+    @pytest.mark.parametrize(("verb", "answer"), VERBS.values(), ids=VERBS)
     async def test_what_an_inner_block_held_fails_with_the_outer(self, world, verb, answer):
+        """Though the inner one ended well."""
         with pytest.raises(RollbackError):
             async with world.manager.deferred():
                 async with world.manager.deferred():
@@ -452,14 +464,21 @@ class TestNested:
         assert [await world.is_there(key) for key in "abcd"] == [False, True, True, False]
 
     async def test_inner_and_outer_go_out_as_one(self, manager):
-        """One DEL of the generations of both."""
+        """The generations of both, the keys of both, the patterns of both."""
         port = await spied(manager)
         async with manager.deferred():
             await manager.invalidate_tags("a")
+            await manager.delete("menu", "a")
+            await manager.invalidate_pattern("menu", "a")
             async with manager.deferred():
                 await manager.invalidate_tags("b")
-        (step,) = port.steps
-        assert [scope.decode() for scope in step.what[0]] == ["shop!g:g:a", "shop!g:g:b"]
+                await manager.delete("menu", "b")
+                await manager.invalidate_pattern("menu", "b")
+            await manager.delete("menu", "c")
+        dropped, deleted, *purged = port.steps
+        assert [scope.decode() for scope in dropped.what[0]] == ["shop!g:g:a", "shop!g:g:b"]
+        assert [key.decode().rpartition(":=")[2] for key in deleted.what[0]] == ["a", "b", "c"]
+        assert [step.name for step in purged] == ["purge", "purge"]
 
     async def test_blocks_of_two_managers_do_not_mix(self, store, manager, peer):
         """Each holds its own manager's, however they are nested; the end or the failure of one is nothing to the other."""
@@ -619,6 +638,18 @@ class TestTasks:
         assert await manager.invalidate("menu") is True
         assert not await world.is_there()
 
+    async def test_a_task_that_has_left_its_blocks_keeps_none(self, manager):
+        """However many a task of long life opens, and however they end."""
+        before = copy_context().get(_blocks, ())
+        for _ in range(3):
+            async with manager.deferred():
+                async with manager.deferred():
+                    await manager.invalidate("menu")
+            with pytest.raises(RollbackError):
+                async with manager.deferred():
+                    raise RollbackError
+        assert copy_context().get(_blocks, ()) == before == ()
+
     async def test_a_block_that_is_never_left_sends_nothing_and_swallows_nothing(self, world):
         """An abandoned generator: what was held is lost with its transaction, what comes afterwards goes out."""
 
@@ -692,7 +723,7 @@ class TestTheEnd:
         assert await world.peer.mget("menu", list("abc")) == [None, None, None]
 
     async def test_nor_does_a_cancel_scope(self, world):
-        """anyio's cancels again and again."""
+        """anyio's, which cancels in every turn of the loop, is kept out until all is sent."""
         await fill_all(world.manager)
         port = await spied(world.manager, hold=True)
 
@@ -705,7 +736,9 @@ class TestTheEnd:
         task = asyncio.create_task(work(scope))
         steps = [await port.arrived() for _ in range(3)]
         scope.cancel()
-        await settled_but_for(scope)
+        for _ in range(20):  # a scope that is cancelled keeps the loop busy
+            await asyncio.sleep(0)
+        assert not task.cancelling()
         for step in steps:
             await step.go()
         await soon(task)
@@ -874,13 +907,6 @@ async def spied(manager: CacheManager, *, hold: bool = False) -> Spy:
         spy.add = add_and_go  # type: ignore[method-assign]
     engine._port = spy
     return spy
-
-
-async def settled_but_for(scope: anyio.CancelScope) -> None:
-    """A scope that is cancelled keeps the loop busy; it has had its turns."""
-    for _ in range(20):
-        await asyncio.sleep(0)
-    assert scope.cancel_called
 
 
 async def reachable(manager: CacheManager) -> None:
