@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -117,6 +118,44 @@ class Explanation:
     cost: float | None = None
     scopes: Mapping[str, bool] = field(default_factory=dict)
     holder: str | None = None
+
+    def __str__(self) -> str:
+        """The verdict, then a line for each thing that is known."""
+        told = {
+            "value": _joined(None if self.size is None else f"{self.size:,} bytes", self.codec),
+            "life": _joined(
+                _seconds(self.age, "old"),
+                _seconds(self.ttl, "to live"),
+                None if self.left is None else "past its life" if self.left <= 0 else _seconds(self.left, "left"),
+                _seconds(self.stale_left, "as stale") if self.stale_left else None,
+            ),
+            "cost": _seconds(self.cost, "to load"),
+            "loading": self.holder,
+        }
+        lines = [f"{self.key}", f"  {self.verdict}: {self.why}", *(f"  {name}: {text}" for name, text in told.items() if text)]
+        width = max(map(len, self.scopes), default=0)
+        scopes = [f"    {scope:{width}} {'has a generation' if known else 'has none'}" for scope, known in self.scopes.items()]
+        return "\n".join([*lines, *(["  depends on:", *scopes] if scopes else [])])
+
+
+def _joined(*parts: str | None) -> str:
+    return ", ".join(part for part in parts if part)
+
+
+def _seconds(number: float | None, what: str) -> str | None:
+    if number is None:
+        return None
+    return f"for ever {what}" if number == math.inf else f"{number:,.3f}".rstrip("0").rstrip(".") + f" s {what}"
+
+
+class CallOptions(TypedDict, total=False):
+    """What one call may ask for: `await fn.using(fresh=True)(...)`."""
+
+    fresh: bool
+    max_stale: TTL | None
+    refresh: bool
+    l1: bool
+    ttl: TTL | None
 
 
 class CacheInfo(NamedTuple):

@@ -133,6 +133,7 @@ class Port(Holder):
     def __init__(self, inner: base.Port, tick: Tick) -> None:
         super().__init__()
         self.inner, self._tick = inner, tick
+        self.leases = None  # loads take permits here
 
     def __repr__(self) -> str:
         return f"<Port {self.steps}>"
@@ -227,6 +228,9 @@ class Link:
     def __init__(self, inner: base.Link) -> None:
         self.inner = inner
         self.reads, self.writes = [Lane(inner.reads[0])], Lane(inner.writes)
+
+    def listen(self, channel: bytes, ear: base.Ear) -> base.Listener | None:
+        return self.inner.listen(channel, ear)
 
     async def aclose(self) -> None:
         await self.inner.aclose()
