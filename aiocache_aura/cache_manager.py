@@ -270,17 +270,17 @@ class CacheManager(KeyVerbs, Invalidations):
         if self._settings.strict:
             raise error
 
-    async def drop(self, scopes: Scopes, what: str) -> bool:
+    async def drop(self, scopes: Scopes, what: str, *, soft: bool = False) -> bool:
         """Invalidate these generations, or have the `deferred()` block do it; whether it was delivered. Never raises for the store."""
-        return not self.put_off(lambda held: held.drop(scopes)) and await self._send(scopes, what)
+        return not self.put_off(lambda held: held.drop(scopes, soft=soft)) and await self._send(scopes, what, soft)
 
-    async def _send(self, scopes: Scopes, what: str) -> bool:
+    async def _send(self, scopes: Scopes, what: str, soft: bool) -> bool:
         try:
             engine = await self.engine()
         except BackendError as error:
             log.error("%s was not delivered: %s", what, error)
             return False
-        return await engine.invalidate(scopes)
+        return await engine.invalidate(scopes, soft=soft)
 
     async def behind(self, work: Coroutine[Any, Any, Any]) -> None:
         """Run it as a task that `aclose` waits for; not at all where no engine is to be had."""

@@ -27,7 +27,7 @@ from aiocache_aura.stores.base import Scopes
 log = logging.getLogger("aiocache_aura.manager")
 
 Delete: TypeAlias = Callable[[Sequence[Address]], Coroutine[Any, Any, object]]
-Send: TypeAlias = Callable[[Scopes, str], Coroutine[Any, Any, object]]
+Send: TypeAlias = Callable[[Scopes, str, bool], Coroutine[Any, Any, object]]
 
 
 class Held:
@@ -75,7 +75,7 @@ class Held:
 
     async def deliver(self, send: Send) -> None:
         """All at once, each whatever becomes of the others. What the store does not take has been logged where it was sent."""
-        drops = [send(scopes, "what a deferred() block held back") for scopes, _ in self.drops()]  # a manager drops nothing softly yet
+        drops = [send(scopes, "what a deferred() block held back", soft) for scopes, soft in self.drops()]
         deletes = [delete(list(addresses.values())) for delete, addresses in self._deletes.items()]
         calls = [function(*args) for function, args in self._calls]
         for outcome in await asyncio.gather(*drops, *deletes, *calls, return_exceptions=True):

@@ -36,8 +36,8 @@ class Desk(Protocol):
     def fault(self, error: BackendError, what: str) -> None:
         """Log it; under `strict`, raise it."""
 
-    async def drop(self, scopes: Scopes, what: str) -> bool:
-        """Invalidate these generations; whether it was delivered."""
+    async def drop(self, scopes: Scopes, what: str, *, soft: bool = False) -> bool:
+        """Invalidate these generations, or, `soft`, leave their entries as stale; whether it was delivered."""
         ...
 
     def put_off(self, put: Callable[[Held], None]) -> bool:

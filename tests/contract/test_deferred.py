@@ -390,6 +390,16 @@ class TestTogether:
                 await manager.invalidate_tags(str(n))
         assert await peer.get("menu", "last") is None
 
+    async def test_what_is_dropped_softly_is_dropped_apart(self, manager):
+        """Two kinds of drop, one command each; nested, too."""
+        port = await spied(manager)
+        async with manager.deferred():
+            await manager.drop((b"a", b"b"), "a test", soft=True)
+            async with manager.deferred():
+                await manager.drop((b"c",), "a test", soft=True)
+                await manager.drop((b"b", b"d"), "a test")
+        assert port.dropped == [((b"b", b"d"), False), ((b"a", b"c"), True)]
+
     def test_hard_and_soft_are_merged_separately(self):
         """What is dropped both ways, here or in a block inside, is dropped hard; a kind that has nothing is not sent."""
         outer, inner = Held(), Held()
@@ -888,8 +898,16 @@ async def everything(manager: CacheManager) -> None:
 class Spy(Port):
     """A port that remembers what was cleared through it."""
 
+    def __init__(self, inner: Any, tick: Any) -> None:
+        super().__init__(inner, tick)
+        self.dropped: list[tuple[Any, bool]] = []
+
     def waiting(self) -> list[Any]:
         return list(self.steps)
+
+    async def invalidate(self, scopes: Any, **options: Any) -> Any:
+        self.dropped.append((scopes, options["soft"]))
+        return await super().invalidate(scopes, **options)
 
 
 async def spied(manager: CacheManager, *, hold: bool = False) -> Spy:
