@@ -106,6 +106,27 @@ end
 """
 _SET = _PUT + "return 1\n"
 
+PERMIT: Final = Script(
+    "PERMIT",
+    # KEYS permit. ARGV a fresh one, PX. Who loads at the same time shares it, until the last may fill. A lease is as good, and its time is
+    # its holder's; the mark of one that has ended is not (see below).
+    """
+local there = redis.pcall('GET', KEYS[1])
+if type(there) == 'string' then
+  if #there == 16 then
+    if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[2]) then
+      redis.call('PEXPIRE', KEYS[1], ARGV[2])
+    end
+    return there
+  elseif #there == 58 and string.sub(there, 1, 1) == 'L' then
+    return there
+  end
+end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return ARGV[1]
+""",
+)
+
 FILL: Final = Script(
     "FILL",
     # KEYS value, permit. ARGV permit, raw, life. The permit stays: whoever shares it may fill too, until something voids it (M9).
@@ -182,7 +203,7 @@ if #there > 16 then
     local doomed = string.sub(there, 18, 25) == set and string.sub(there, 26, 40) ~= digest
     if mode ~= 'force' and not doomed then
       if followed ~= '1' then
-        redis.call('SETRANGE', KEYS[2], 57, '1')
+        redis.pcall('SETRANGE', KEYS[2], 57, '1')
       end
       return {'held', tokens, string.sub(there, 42, 57), left}
     end
@@ -274,6 +295,6 @@ return held
 """,
 )
 
-SCRIPTS: Final = (PLANT, SOFTEN, FILL, STORE_IF, EXPIRE, ACQUIRE, FILL_LEASED, END, RENEW)
+SCRIPTS: Final = (PLANT, SOFTEN, PERMIT, FILL, STORE_IF, EXPIRE, ACQUIRE, FILL_LEASED, END, RENEW)
 LOAD_ALL: Final = tuple(script.load() for script in SCRIPTS)
 BY_SHA1: Final = {script.sha1: script for script in SCRIPTS}

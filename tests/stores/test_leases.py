@@ -319,10 +319,29 @@ async def test_a_permit_and_a_lease(fleet: Fleet) -> None:
     (permit,) = await one.port.claim([(one.key, ())], life=60.0, timeout=SOON)
     claim = await one.take()
     assert not await one.fill(permit, OLD)
-    (later,) = await one.port.claim([(one.key, ())], life=60.0, timeout=SOON)
+    (later,) = await one.port.claim([(one.key, ())], life=60.0, timeout=SOON, within=3600.0)
+    assert 0 < fleet.run("PTTL", fleet.place) <= 3000  # whoever follows it waits no longer for a holder that died
     assert await one.fill(later, OLD)
     assert await one.fill(claim)
     assert not await one.fill(later, OLD)
+
+
+async def test_a_permit_and_a_mark(fleet: Fleet) -> None:
+    """A load without a lease goes past the mark of one that failed or had nothing to share, and past what is none: it may fill."""
+    one = fleet.process()
+    for end in ("fail", "leave_alone"):
+        await _end(one, await one.take(force=True), end)
+        (permit,) = await one.port.claim([(one.key, ())], life=60.0, timeout=SOON)
+        assert len(permit.permit) == 16
+        assert await one.fill(permit, OLD)
+    for junk in (b"", WHOLE[:-1], b"X" + WHOLE[1:]):
+        fleet.run("SET", fleet.place, junk)
+        (permit,) = await one.port.claim([(one.key, ())], life=60.0, timeout=SOON)
+        assert await one.fill(permit, OLD)
+    fleet.run("DEL", fleet.place)
+    fleet.run("RPUSH", fleet.place, "x")
+    (permit,) = await one.port.claim([(one.key, ())], life=60.0, timeout=SOON)
+    assert await one.fill(permit, OLD)
 
 
 # Failures, and nothing to share
