@@ -1184,6 +1184,27 @@ async def test_closing_wakes_who_waits(fleet: Fleet) -> None:
     assert one.leases.followers._timer is None
 
 
+def test_forgetting(valkey: Server) -> None:
+    """The leases of a loop that was closed are forgotten with their connections, the subscription's among them, without a word."""
+    loop, fleet = asyncio.new_event_loop(), over_lanes(valkey)
+
+    async def use() -> Process:
+        one = fleet.process()
+        await listening(one)
+        await one.take()
+        return one
+
+    one = loop.run_until_complete(use())
+    before = len(subscribers(fleet))
+    loop.close()
+    one.port.forget()
+    assert repr(one.leases).startswith("<RedisLeases 0 held, <Followers of 0 keys, 0 waiting")
+    deadline = time.monotonic() + SOON
+    while len(subscribers(fleet)) == before:
+        assert time.monotonic() < deadline
+    assert fleet.run("EXISTS", fleet.place) == 1  # until its time is up
+
+
 async def test_a_follower_that_is_cancelled(served: Fleet) -> None:
     """A wait may be cancelled at any moment; the follower can wait again, and closing it leaves nothing."""
     one = served.process()
