@@ -24,7 +24,7 @@ from aiocache_aura.cache_manager import CacheManager
 from aiocache_aura.codecs.serializers import ANY, Serializer, serializer_for
 from aiocache_aura.context import Identity, identity
 from aiocache_aura.desk import listed
-from aiocache_aura.engine import Engine, Terms
+from aiocache_aura.engine import Engine
 from aiocache_aura.entries import shown
 from aiocache_aura.errors import BackendError, ConfigurationError
 from aiocache_aura.generations import Address, function_extra, tag_extra
@@ -35,6 +35,7 @@ from aiocache_aura.settings import Settings
 from aiocache_aura.signatures import CallSignature, warn_user
 from aiocache_aura.stats import Counts
 from aiocache_aura.templates import Template
+from aiocache_aura.terms import Terms
 from aiocache_aura.types import MISSING, CacheInfo, CacheParameters, Call
 
 log = logging.getLogger("aiocache_aura.decorators")
@@ -242,12 +243,9 @@ class Cached:
     def _new_state(self, manager: CacheManager) -> _State:
         source = manager.policy(self.options.cache_type)
         policy = source.merged(self.options.policy)
-        terms = Terms(
+        terms = Terms.of(
+            policy,
             serializer=self._its_serializer(),
-            life=policy.life,
-            jitter=policy.jitter,
-            share=policy.share,
-            max_value_bytes=policy.max_value_bytes,
             counts=manager.counts(self.options.cache_type),
             own=self._counts.setdefault(manager, Counts()),
             label=keys.unescape(self.name),

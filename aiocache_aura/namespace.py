@@ -10,13 +10,14 @@ from aiocache_aura import keys
 from aiocache_aura.codecs.serializers import serializer_for
 from aiocache_aura.context import Id, Identity, id_text, identity
 from aiocache_aura.desk import Desk, Who, listed, narrowed, refuse_awaitable
-from aiocache_aura.engine import Engine, Terms
+from aiocache_aura.engine import Engine
 from aiocache_aura.errors import BackendError, ConfigurationError, UnknownCacheTypeError
 from aiocache_aura.generations import Address, tag_extra
 from aiocache_aura.owner import owner_of
 from aiocache_aura.policy import CachePolicy, PolicyOverrides, seconds
 from aiocache_aura.resilience.threads import call_any
 from aiocache_aura.stats import Counts
+from aiocache_aura.terms import Terms
 from aiocache_aura.types import MISSING, TTL
 
 T = TypeVar("T")
@@ -412,12 +413,9 @@ class Cache:
 
     def _make_plan(self, as_type: Any, overrides: Mapping[str, Any]) -> Plan:
         policy = self._policy.merged(overrides)
-        terms = Terms(
+        terms = Terms.of(
+            policy,
             serializer=serializer_for() if as_type is None else serializer_for(as_type),
-            life=policy.life,
-            jitter=policy.jitter,
-            share=policy.share,
-            max_value_bytes=policy.max_value_bytes,
             counts=self.counts,
             label=f"cache type {self.name!r}",
         )

@@ -15,7 +15,6 @@ from typing import Any
 
 from aiocache_aura.codecs.serializers import serializer_for
 from aiocache_aura.engine import Engine
-from aiocache_aura.entries import Terms
 from aiocache_aura.errors import BackendError
 from aiocache_aura.generations import Address, Addresses, tag_extra
 from aiocache_aura.keys import user_tail
@@ -27,6 +26,7 @@ from aiocache_aura.stores.connections import Endpoint
 from aiocache_aura.stores.lanes import LaneLink
 from aiocache_aura.stores.memory import MemoryStore
 from aiocache_aura.stores.redis import RedisPort
+from aiocache_aura.terms import Terms
 from tests.clocks import ManualClock
 
 SOON = 5.0  # seconds after which a test that waits for a step has failed
@@ -133,6 +133,7 @@ class Port(Holder):
     def __init__(self, inner: base.Port, tick: Tick) -> None:
         super().__init__()
         self.inner, self._tick = inner, tick
+        self.leases = None  # loads take permits here
 
     def __repr__(self) -> str:
         return f"<Port {self.steps}>"
@@ -227,6 +228,9 @@ class Link:
     def __init__(self, inner: base.Link) -> None:
         self.inner = inner
         self.reads, self.writes = [Lane(inner.reads[0])], Lane(inner.writes)
+
+    def listen(self, channel: bytes, ear: base.Ear) -> base.Listener | None:
+        return self.inner.listen(channel, ear)
 
     async def aclose(self) -> None:
         await self.inner.aclose()
