@@ -145,7 +145,7 @@ VARIANTS = [
     Variant("merged_misses_of_the_key", "ok", dict(kinds=("aside", "aside"), other=True, memory="merged"), "without tasks: more sets are void than need be", long=True),
     Variant("one_task_last_miss", "ok", dict(kinds=("aside",), other=True, memory="last")),
     Variant("mutant_last_miss_of_the_key", "P3", dict(kinds=("aside", "aside"), evictions=0, plants=0, memory="last"),
-            "writes.py as it is: a later miss of another task replaces the older one, and vouches for the older value"),
+            "a later miss of another task replaces the older one, and vouches for the older value"),
     Variant("mutant_last_miss_another", "P3", dict(kinds=("aside", "aside"), own=False, other=True, evictions=0, plants=2, memory="last"),
             "the same against another process: the younger miss saw the younger token"),
     Variant("mutant_oldest_miss_of_the_key", "P3", dict(kinds=("aside", "aside"), own=False, other=True, memory="oldest"),
