@@ -7,7 +7,8 @@ Protocol
                (long enough for the waiters of its chain to come)
   content      acquire: value differs from the one seen -> take it; held -> serve stale (patient: follow); a mark with now < until -> serve stale, no load; else lead, new chain
   empty        acquire: held -> follow, join its chain; a mark of its chain: attempts 1 -> lead, attempt 2; attempts 2 -> raise; a mark of another chain, or none -> lead, new chain
-  lease        remembers the `until` of the mark that it replaced
+  lease        remembers the `until` of the mark (or doomed lease) that it replaced
+  doomed       a lease whose load an invalidation has doomed is taken by who has nothing; by content and patient reads only if the until it remembers is over
   failure      still mine -> mark(attempt, chain, max(now + throttle, the remembered until)), wake-up
   release      (last caller leaves) still mine -> a mark (attempts 2, a chain of nobody) while the remembered until is not over, else DEL; wake-up
   fill         still mine -> SET value, DEL lease, wake-up
@@ -37,18 +38,18 @@ class P(NamedTuple):
 class S(NamedTuple):
     now: int
     value: int                 # 1 = the stale one, else fresh
-    slot: tuple                # () | ("held", token, attempt, chain, until) | ("failed", attempts, chain, until, gone)
+    slot: tuple                # () | ("held", token, attempt, chain, until, doomed) | ("failed", attempts, chain, until, gone)
     fresh: int
     quiet: int                 # ghost: until when no content read may begin a load
-    faults: tuple              # (leaves, deaths)
+    faults: tuple              # (leaves, deaths, soft invalidations)
     ps: tuple
     bad: str
 
 
-LEAVE, DEATH = range(2)
+LEAVE, DEATH, SOFT = range(3)
 
 
-def run(kinds=("content", "content", "empty"), asks=(2, 2, 1), throttle=2, retry=1, end=4, leaves=0, deaths=0, mutation="") -> Result:
+def run(kinds=("content", "content", "empty"), asks=(2, 2, 1), throttle=2, retry=1, end=4, leaves=0, deaths=0, softs=0, mutation="") -> Result:
     def mark(s: S) -> tuple:
         return s.slot if s.slot and s.slot[0] == "failed" and s.now < s.slot[4] else ()
 
@@ -70,6 +71,8 @@ def run(kinds=("content", "content", "empty"), asks=(2, 2, 1), throttle=2, retry
         if s.value != p.seen:
             yield f"{name}: acquire finds a fresh value", to(s, rest(p))
             return
+        if held and s.slot[5] and (not content or s.now >= s.slot[4] or mutation == "content_takes_doomed"):
+            held = False
         if held and p.kind == "content":
             yield f"{name}: lease held, serves stale", to(s, rest(p))
             return
@@ -98,7 +101,9 @@ def run(kinds=("content", "content", "empty"), asks=(2, 2, 1), throttle=2, retry
         if mutation == "attempts_not_counted":
             attempt = 1
         until = m[3] if m else 0
-        base = s._replace(slot=("held", s.fresh + 1, attempt, chain, until), fresh=s.fresh + 2)
+        if s.slot and s.slot[0] == "held" and mutation != "takeover_forgets_until":
+            until = s.slot[4]
+        base = s._replace(slot=("held", s.fresh + 1, attempt, chain, until, False), fresh=s.fresh + 2)
         if again and p.waited >= 2:
             base = base._replace(bad=f"chain: {name} makes attempt {p.waited + 1} of chain {chain}")
         if content and s.now < s.quiet:
@@ -123,7 +128,7 @@ def run(kinds=("content", "content", "empty"), asks=(2, 2, 1), throttle=2, retry
             elif p.pc == "looked":
                 yield from acquire(s, i)
             elif p.pc == "waiting":
-                if not s.slot or s.slot[0] == "failed" or s.slot[3] != p.chain or s.value != p.seen:
+                if not s.slot or s.slot[0] == "failed" or s.slot[3] != p.chain or s.slot[5] and (p.kind == "empty" or s.now >= s.slot[4]) or s.value != p.seen:
                     yield from acquire(s, i)
                 elif p.kind == "patient":
                     yield f"{name}: soft_timeout, serves stale", to(rest(p))
@@ -146,6 +151,10 @@ def run(kinds=("content", "content", "empty"), asks=(2, 2, 1), throttle=2, retry
                     if s.faults[DEATH]:
                         yield f"!{name} dies, its lease expires", to(P(p.kind, 0, "dead"), s._replace(
                             slot=(), quiet=0, faults=put(s.faults, DEATH, s.faults[DEATH] - 1)))
+                else:
+                    yield f"{name}: its lease was taken over, it ends", to(rest(p))
+        if s.faults[SOFT] and s.slot and s.slot[0] == "held" and not s.slot[5]:
+            yield "!soft invalidation: the load under way is doomed", s._replace(slot=(*s.slot[:5], True), faults=put(s.faults, SOFT, s.faults[SOFT] - 1))
         if s.slot and s.slot[0] == "failed" and s.now >= s.slot[4]:
             yield "the mark is gone", s._replace(slot=())
 
@@ -155,7 +164,7 @@ def run(kinds=("content", "content", "empty"), asks=(2, 2, 1), throttle=2, retry
             return names.setdefault(token, len(names))
         slot = s.slot
         if slot:
-            slot = ("held", name(slot[1]), slot[2], name(slot[3]), slot[4]) if slot[0] == "held" else ("failed", slot[1], name(slot[2]), *slot[3:])
+            slot = ("held", name(slot[1]), slot[2], name(slot[3]), *slot[4:]) if slot[0] == "held" else ("failed", slot[1], name(slot[2]), *slot[3:])
         ps = tuple(p._replace(chain=name(p.chain), token=name(p.token)) for p in s.ps)
         return s._replace(slot=slot, ps=ps, fresh=len(names))
 
@@ -163,7 +172,7 @@ def run(kinds=("content", "content", "empty"), asks=(2, 2, 1), throttle=2, retry
         for label, following in steps(s):
             yield label, canonical(following)
 
-    init = S(0, 1, (), 1, 0, (leaves, deaths), tuple(P(k, a) for k, a in zip(kinds, asks)), "")
+    init = S(0, 1, (), 1, 0, (leaves, deaths, softs), tuple(P(k, a) for k, a in zip(kinds, asks)), "")
     return explore(init, canonical_steps, lambda s: s.bad or None,
                    goal=lambda s: all(p.pc in ("idle", "dead") for p in s.ps) and (not s.slot or s.slot[0] == "failed"))
 
@@ -177,6 +186,7 @@ VARIANTS = [
     Variant("mark_outlives_throttle", "ok", dict(kinds=(C, T, E), asks=(2, 1, 1), throttle=1, retry=2)),
     Variant("leaves", "ok", dict(kinds=(C, T, E), asks=(2, 1, 2), leaves=2)),
     Variant("deaths", "ok", dict(kinds=(C, T, E), asks=(2, 1, 1), deaths=1, leaves=1), "with the lease of a dead holder the throttle is forgotten"),
+    Variant("doomed", "ok", dict(kinds=(C, T, E), asks=(2, 1, 2), softs=2), long=True),
     Variant("three_empty", "ok", dict(kinds=(E, E, E), asks=(2, 1, 1), throttle=1, leaves=1)),
     Variant("mutant_no_throttle", "throttle", dict(kinds=(C, C, C), asks=(1, 1, 1), mutation="no_throttle")),
     Variant("mutant_own_throttle", "throttle", dict(kinds=(C, C), asks=(2, 2), mutation="own_throttle"), "a throttle in each process: n loads in a period"),
@@ -189,6 +199,9 @@ VARIANTS = [
     Variant("mutant_attempts_not_counted", "chain", dict(kinds=(E, E, E), asks=(1, 1, 1), mutation="attempts_not_counted"), "each waiter makes an attempt in its turn"),
     Variant("mutant_no_chain_is_a_chain", "chain", dict(kinds=(C, E), asks=(1, 2), leaves=1, mutation="no_chain_is_a_chain"),
             "a released lease's mark names no chain, and so does a newcomer"),
+    Variant("mutant_content_takes_doomed", "throttle", dict(kinds=(C, C, E), asks=(2, 1, 1), softs=1, mutation="content_takes_doomed"),
+            "a newcomer tries in spite of the mark; a soft invalidation dooms its load; a refresher overtakes it"),
+    Variant("mutant_takeover_forgets_until", "throttle", dict(kinds=(C, E, E), asks=(2, 1, 1), softs=1, leaves=1, mutation="takeover_forgets_until")),
     Variant("mutant_newcomer_raises", "chain", dict(kinds=(C, E), asks=(1, 1), mutation="newcomer_raises")),
 ]
 
