@@ -37,10 +37,12 @@ def is_due(entry: Entry, now: float, factor: float) -> bool:
 
     "XFetch" of Vattani, Chierichetti and Lowenstein, "Optimal Probabilistic Cache Stampede Prevention" (VLDB 2015), with a floor.
     """
+    if entry.ttl == math.inf:
+        return False
     cost = factor * max(entry.cost, FLOOR * entry.ttl)
     return entry.left(now) <= -math.log(1.0 - random.random()) * cost  # noqa: S311 - nothing secret about it
 
 
 def is_used(entry: Entry, now: float) -> bool:
     """Whether so much of its life is over that renewing it is worth a write: a twentieth, or a second."""
-    return now - entry.created >= min(1.0, entry.ttl / 20)
+    return entry.ttl < math.inf and now - entry.created >= min(1.0, entry.ttl / 20)
