@@ -261,9 +261,10 @@ class Loading(Looking):
     ) -> None:
         """Let go of the leases, with word of a failure if it is one. Once it is done, doing it again does nothing."""
         failed = isinstance(error, Exception) and not isinstance(error, NobodyLoads)
+        is_over = all(flight.phase is Phase.DONE for flight in flights)
         leases = self._leases(terms)
         for address, claim in zip(addresses, claims, strict=True):
-            if failed and terms.stale:
+            if failed and not is_over and (terms.stale or terms.early):
                 self._pause(address.key, terms.throttle)
             if leases is None or claim is None or not claim.leased:
                 continue
@@ -271,7 +272,7 @@ class Loading(Looking):
                 leases.fail(address.key, claim.permit, failures.encode(error) or failures.named(error), throttle=terms.throttle)
             else:
                 leases.release(address.key, claim.permit)
-        if failed and not any(flight.waiters for flight in flights) and any(flight.phase is not Phase.DONE for flight in flights):
+        if failed and not is_over and not any(flight.waiters for flight in flights):
             self._faults.report(LoadFailedError(f"the loader raised {type(error).__name__}"), f"a refresh of {terms.label}, behind")
 
     # What it gave
