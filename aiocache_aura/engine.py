@@ -101,7 +101,7 @@ class Engine(Loading):
                 if held is not None and self._serves(address, terms, load, held):
                     if not counted:
                         self._count_served(terms, address, held)
-                    return held.give()
+                    return held.value if held.error is None else await self._instead(held.error, terms, None)
                 flight = self._joinable(address.key, terms, began)
                 if left > 0 and held is None and self._was_filled(address.key, asked):
                     continue
@@ -187,7 +187,9 @@ class Engine(Loading):
         """What a caller is given for a load that failed; raises the error where there is nothing."""
         if held is not None and (held.is_fresh or isinstance(error, (LoadTimeoutError, Paused, *terms.stale_on))):
             self._add(terms, "stale_served", int(not held.is_fresh))
-            return held.give()
+            if held.error is None:
+                return held.value
+            error = held.error
         if terms.fallback is MISSING:
             raise error
         if not callable(terms.fallback):

@@ -229,13 +229,13 @@ class Loading(Looking):
             timer = asyncio.get_running_loop().call_later(terms.deadline, self._overrun, flights, terms, give_up)
         try:
             value = await run()
-        except terms.cache_errors as error:
+        except (asyncio.CancelledError, NobodyLoads):
+            raise
+        except BaseException as error:
+            if not isinstance(error, terms.cache_errors) or _is_hidden(error, flights, terms):
+                self._add(terms, "load_errors", 1)
+                raise
             value = _Refused(error)
-        except asyncio.CancelledError:
-            raise
-        except BaseException:
-            self._add(terms, "load_errors", 1)
-            raise
         finally:
             if timer is not None:
                 timer.cancel()
@@ -313,8 +313,9 @@ class Loading(Looking):
         """An error that is cached: as its class and its arguments."""
         raw = failures.encode(error)
         life = terms.life if terms.negative_life is None else terms.negative_life
-        if raw is None:
-            self._note_unstorable(terms, SerializationError(f"{type(error).__name__}, whose arguments JSON does not hold exactly"))
+        if raw is None or len(raw) > terms.max_value_bytes:
+            self._note_unstorable(terms, SerializationError(f"{type(error).__name__}, which JSON does not hold exactly, or is too large"))
+            raw = None
         return Loaded(None, None, 0, error), None if raw is None or not life else Sealed((0, raw), IS_ERROR, life)
 
     # The fill
@@ -426,6 +427,11 @@ class _Written:
 
     def __call__(self) -> None:
         self.tick = self._tick.take()
+
+
+def _is_hidden(error: Exception, flights: Sequence[Flight], terms: Terms) -> bool:
+    """Whether the value that is being refreshed stands in for an error, which is not stored over it, then."""
+    return isinstance(error, terms.stale_on) and any(flight.refreshes for flight in flights)
 
 
 def _judged(judge: Callable[[Any], Any] | None, value: Any, otherwise: Any) -> Any:
