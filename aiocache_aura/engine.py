@@ -181,7 +181,7 @@ class Engine(Loading):
             await flight.leave(waiter)
         else:
             flight.part(waiter)
-        raise LoadTimeoutError(f"{terms.label}: the value was still loading when the caller's time was up; it goes on loading behind")
+        raise LoadTimeoutError(f"{terms.label}: the value was still loading when the caller's time was up")
 
     async def _instead(self, error: Exception, terms: Terms, held: Held | None) -> Any:
         """What a caller is given for a load that failed; raises the error where there is nothing."""
