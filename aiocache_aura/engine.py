@@ -27,7 +27,7 @@ from aiocache_aura.codecs.envelope import open_fresh
 from aiocache_aura.codecs.serializers import Undecodable
 from aiocache_aura.entries import Held, log
 from aiocache_aura.errors import BackendError, LoadTimeoutError
-from aiocache_aura.freshness import is_due
+from aiocache_aura.freshness import is_due, stands_in_for
 from aiocache_aura.generations import Address
 from aiocache_aura.loading import Loading, LoadMany, Paused
 from aiocache_aura.resilience.single_flight import RETRY, Flight, Load, Waiter
@@ -162,12 +162,17 @@ class Engine(Loading):
 
     async def _outcome(self, flight: Flight, waiter: Waiter, terms: Terms, started: float, held: Held | None) -> Any:
         """What the flight gives this caller: a value, RETRY or MISSING, or its error; LoadTimeoutError once its patience has ended."""
-        patience = min((one for one in (terms.soft if held else None, terms.hard) if one is not None), default=None)
-        if patience is None:
-            outcome = await flight.outcome(waiter)
-        else:
-            outcome = await self._within(flight, waiter, terms, started + patience - self._monotonic())
+        patience = self._patience(terms, started, held)
+        outcome = await (flight.outcome(waiter) if patience is None else self._within(flight, waiter, terms, patience))
         return outcome if outcome is RETRY or outcome is MISSING else outcome.take(terms)
+
+    def _patience(self, terms: Terms, started: float, held: Held | None) -> float | None:
+        """Seconds that a caller waits from now on, None if it has no bound: with a stale value at hand, not past the life of that."""
+        waited = self._monotonic() - started
+        ends = [] if terms.hard is None else [terms.hard - waited]
+        if terms.soft is not None and held is not None:
+            ends += [terms.soft - waited, self._stands_in_for(held, terms)]
+        return min(ends, default=None)
 
     async def _within(self, flight: Flight, waiter: Waiter, terms: Terms, seconds: float) -> Any:
         try:
@@ -185,7 +190,7 @@ class Engine(Loading):
 
     async def _instead(self, error: Exception, terms: Terms, held: Held | None) -> Any:
         """What a caller is given for a load that failed; raises the error where there is nothing."""
-        if held is not None and (held.is_fresh or isinstance(error, (LoadTimeoutError, Paused, *terms.stale_on))):
+        if held is not None and self._stands_in(held, terms, error):
             self._add(terms, "stale_served", int(not held.is_fresh))
             if held.error is None:
                 return held.value
@@ -195,6 +200,17 @@ class Engine(Loading):
         if not callable(terms.fallback):
             return terms.fallback
         return await settled(terms.fallback(error) if _takes_one(terms.fallback) else terms.fallback())
+
+    def _stands_in_for(self, held: Held, terms: Terms) -> float:
+        entry = held.sight.entry
+        return 0.0 if entry is None else stands_in_for(entry, self._time(), terms.stale)
+
+    def _stands_in(self, held: Held, terms: Terms, error: Exception) -> bool:
+        """Whether what a caller has found may be given instead of an error; it may have died while the caller waited."""
+        if isinstance(error, LoadTimeoutError) and terms.soft is not None:
+            return True  # which has not waited for longer than it lives
+        hides = held.is_fresh or isinstance(error, (LoadTimeoutError, Paused, *terms.stale_on))
+        return hides and self._stands_in_for(held, terms) > 0
 
     def _count_served(self, terms: Terms, address: Address, held: Held) -> None:
         self._count_hit(terms, address)

@@ -28,8 +28,12 @@ def standing(entry: Entry, now: float, fingerprint: bytes | None, stale: float) 
         return Standing.DEAD
     if fingerprint == entry.fingerprint and entry.is_fresh(now):
         return Standing.FRESH
-    beyond = min(entry.stale, stale)
-    return Standing.STALE if beyond > 0 and now < entry.created + entry.ttl + beyond else Standing.DEAD
+    return Standing.STALE if min(entry.stale, stale) > 0 and stands_in_for(entry, now, stale) > 0 else Standing.DEAD
+
+
+def stands_in_for(entry: Entry, now: float, stale: float) -> float:
+    """For how many seconds an entry may still be given, as a stale one in the end."""
+    return entry.left(now) + min(entry.stale, stale)
 
 
 def is_due(entry: Entry, now: float, factor: float) -> bool:
