@@ -25,7 +25,7 @@ from typing import Any
 
 from aiocache_aura.codecs.envelope import open_fresh
 from aiocache_aura.codecs.serializers import Undecodable
-from aiocache_aura.entries import Held, log
+from aiocache_aura.entries import Held, Sight, log
 from aiocache_aura.errors import BackendError, LoadTimeoutError
 from aiocache_aura.freshness import is_due, stands_in_for
 from aiocache_aura.generations import Address
@@ -87,13 +87,12 @@ class Engine(Loading):
         counted = False
         while True:
             held: Held | None = None
-            seen: bytes | None = None
+            sight: Sight | None = None
             flight = self._joinable(address.key, terms, began)
             if (flight is None or flight.refreshes) and left > 0:
                 asked = began if answer else self._tick.now
                 try:
                     held, sight = await self._look(address, terms, answer)
-                    seen = sight.raw
                 except BackendError as error:
                     self._fault(error, terms)
                     left = 0.0
@@ -109,7 +108,7 @@ class Engine(Loading):
                 counted = True
                 self._count_miss(terms, address, coalesced=flight is not None)
             if flight is None:
-                flight, waiter = self._take_off(address, terms, load, began, left, seen, held=held)
+                flight, waiter = self._take_off(address, terms, load, began, left, sight, held=held)
             else:
                 waiter = flight.board(began, load if terms.personal else None, content=held is not None)
             try:
@@ -145,7 +144,7 @@ class Engine(Loading):
         load: Load,
         began: int,
         left: float,
-        seen: bytes | None,
+        sight: Sight | None,
         *,
         held: Held | None = None,
         anew: bool = False,
@@ -154,10 +153,11 @@ class Engine(Loading):
         older = self.flights.get(address.key)
         if older is not None:
             older.refuse_recursion()
-        flight = self.flights.open(address.key, address.scopes, refreshes=anew or held is not None)
+        stands_in = held is not None or (sight is not None and self._may_stand_in(address, sight))  # if not for this reader, for others
+        flight = self.flights.open(address.key, address.scopes, refreshes=anew or stands_in)
         flight.anew, flight.outlives = anew or older is not None, terms.keep_loading
         waiter = flight.board(began, load if terms.personal else None, content=held is not None)
-        self.flights.start([flight], partial(self._fly, flight, address, terms, load, left, seen))
+        self.flights.start([flight], partial(self._fly, flight, address, terms, load, left, sight.raw if sight else None))
         return flight, waiter
 
     async def _outcome(self, flight: Flight, waiter: Waiter, terms: Terms, started: float, held: Held | None) -> Any:

@@ -113,6 +113,14 @@ class Entries:
             return Sight(standing(entry, self._time(), tokens.fingerprint(needed), terms.stale), entry, raw, tokens)
         return Sight(Standing.DEAD, None, raw, tokens)
 
+    def _may_stand_in(self, address: Address, sight: Sight) -> bool:
+        """Whether some reader may be given what was found, if not this one."""
+        entry = sight.entry
+        if entry is None:
+            return False
+        fingerprint = sight.tokens.fingerprint(self._scopes_of(address, entry))
+        return standing(entry, self._time(), fingerprint, entry.stale) is not Standing.DEAD
+
     def _scopes_of(self, address: Address, entry: Entry) -> Scopes:
         if entry.extras == address.extras and entry.flags & ~KIND == address.flags:
             return address.scopes
