@@ -263,8 +263,8 @@ class Loading(Looking):
         failed = isinstance(error, Exception) and not isinstance(error, NobodyLoads)
         is_over = all(flight.phase is Phase.DONE for flight in flights)
         leases = self._leases(terms)
-        for address, claim in zip(addresses, claims, strict=True):
-            if failed and not is_over and (terms.stale or terms.early):
+        for flight, address, claim in zip(flights, addresses, claims, strict=True):
+            if failed and not is_over and flight.refreshes:
                 self._pause(address.key, terms.throttle)
             if leases is None or claim is None or not claim.leased:
                 continue
