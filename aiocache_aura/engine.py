@@ -265,7 +265,10 @@ class Engine(Loading):
                     self._count_miss(terms, addresses[n], coalesced=addresses[n].key in self._under_way)
             counted.update(wanted)
             aboard = self._board_all(addresses, wanted, terms, load, began, left, seen)
-            outcomes = await self._all_outcomes(aboard, terms, started)
+            try:
+                outcomes = await self._all_outcomes(aboard, terms, started)
+            except Exception as error:
+                outcomes = {n: await self._instead(error, terms, None) for n in wanted}
             values = [outcomes.get(n, value) for n, value in enumerate(values)]
             wanted = [n for n in outcomes if values[n] is RETRY]
             values = [MISSING if value is RETRY else value for value in values]
