@@ -12,6 +12,7 @@ from aiocache_aura.stats import Counts
 from aiocache_aura.types import MISSING, TTL
 
 FOR_EVER = float("inf")
+UNKNOWN_LIFE = 86400.0  # what a life is taken to be at most that only the result tells
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +95,17 @@ class Terms:
             lease=policy.lease is not False,
             is_plain=not (policy.early_refresh or policy.sliding),
         )
+
+    @property
+    def stores(self) -> bool:
+        """Whether anything that is loaded may be stored."""
+        return bool(self.life or self.negative_life) or self.life_of is not None
+
+    @property
+    def reach(self) -> float:
+        """How long an entry may be there at most, as far as can be told before its load."""
+        life = max(self.life, self.negative_life or 0.0, UNKNOWN_LIFE if self.life_of is not None else 0.0)
+        return life + self.stale
 
     def altered(self, *, fresh: bool = False, max_stale: TTL | None = None, ttl: TTL | None = None) -> Terms:
         """These terms with what one call may say: nothing stale at all if `fresh`, at most `max_stale`, another life for what it loads."""

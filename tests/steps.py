@@ -133,6 +133,7 @@ class Port(Holder):
     def __init__(self, inner: base.Port, tick: Tick) -> None:
         super().__init__()
         self.inner, self._tick = inner, tick
+        self.leases = None  # loads take permits here
 
     def __repr__(self) -> str:
         return f"<Port {self.steps}>"

@@ -39,6 +39,8 @@ async def manager():
 class BrokenPort:
     """A store that cannot be asked."""
 
+    leases = None
+
     async def _fail(self, *args, **kwargs):
         raise BackendError("it is gone")
 
