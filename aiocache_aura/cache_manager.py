@@ -20,8 +20,9 @@ from aiocache_aura.engine import Engine
 from aiocache_aura.engines import Engines
 from aiocache_aura.errors import BackendError, BackendTimeoutError, ConfigurationError
 from aiocache_aura.generations import Addresses
-from aiocache_aura.namespace import Cache, CacheRegistry
+from aiocache_aura.namespace import Cache
 from aiocache_aura.policy import PRESETS, CachePolicy, PolicyOverrides
+from aiocache_aura.registry import CacheRegistry
 from aiocache_aura.resilience.fail_safe import FaultLog
 from aiocache_aura.resilience.single_flight import Tick
 from aiocache_aura.resilience.threads import call_plain
@@ -255,14 +256,14 @@ class CacheManager(KeyVerbs, Invalidations):
         if self._settings.strict:
             raise error
 
-    async def drop(self, scopes: Scopes, what: str) -> bool:
-        """Invalidate these generations; whether it was delivered. Never raises for the store."""
+    async def drop(self, scopes: Scopes, what: str, *, soft: bool = False) -> bool:
+        """Invalidate these generations, or, `soft`, leave their entries as stale; whether it was delivered. Never raises for the store."""
         try:
             engine = await self.engine()
         except BackendError as error:
             log.error("%s was not delivered: %s", what, error)
             return False
-        return await engine.invalidate(scopes)
+        return await engine.invalidate(scopes, soft=soft)
 
     async def behind(self, work: Coroutine[Any, Any, Any]) -> None:
         """Run it as a task that `aclose` waits for; not at all where no engine is to be had."""
