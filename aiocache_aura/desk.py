@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, Protocol, TypeAlias
 
 from aiocache_aura.context import Id, id_text, identity
+from aiocache_aura.deferral import Held
 from aiocache_aura.engine import Engine
 from aiocache_aura.errors import BackendError
 from aiocache_aura.generations import Address, Addresses
@@ -38,7 +39,11 @@ class Desk(Protocol):
         """Log it; under `strict`, raise it."""
 
     async def drop(self, scopes: Scopes, what: str, *, soft: bool = False) -> bool:
-        """Invalidate these generations, or, `soft`, leave what depends on them as stale; whether it was delivered."""
+        """Invalidate these generations, or, `soft`, leave their entries as stale; whether it was delivered."""
+        ...
+
+    def put_off(self, put: Callable[[Held], None]) -> bool:
+        """Have the `deferred()` block that this task is in hold it; False if there is none."""
         ...
 
     async def behind(self, work: Coroutine[Any, Any, Any]) -> None:

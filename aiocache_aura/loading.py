@@ -41,6 +41,7 @@ from aiocache_aura.stores.base import Held as HeldElsewhere
 from aiocache_aura.terms import Terms
 from aiocache_aura.types import MISSING, Uncached
 
+UNBOUNDED_LOAD = 3600.0  # seconds that a load without a deadline may take and still store its value
 ASK_AGAIN = 0.02  # seconds after the end of a lease, which the server may see a little later than we do
 
 LoadMany: TypeAlias = Callable[[list[int]], Awaitable[Any]]
@@ -129,7 +130,8 @@ class Loading(Looking):
         started = self._monotonic()
         wanted = [(address.key, address.scopes) for address in addresses]
         try:
-            claims = await self._port.claim(wanted, life=finite(terms.reach), timeout=left)
+            within = UNBOUNDED_LOAD if terms.deadline is None else terms.deadline
+            claims = await self._port.claim(wanted, life=finite(terms.reach), timeout=left, within=within)
         except BackendError as error:
             self._fault(error, terms)
             return none, 0.0

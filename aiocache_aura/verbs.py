@@ -227,7 +227,7 @@ class Invalidations(ABC):
 
     @abstractmethod
     async def drop(self, scopes: Scopes, what: str, *, soft: bool = False) -> bool:
-        """Invalidate these generations, or, `soft`, leave what depends on them as stale; whether it was delivered."""
+        """Invalidate these generations, or, `soft`, leave their entries as stale; whether it was delivered."""
 
     async def invalidate(
         self, cache_type: str, *, tenant: Who = None, user: Who = None, tags: Iterable[str] = (), keep_stale: bool = False
