@@ -139,7 +139,7 @@ def _decorator(name: str, cache_type: str | None, fn: Any, options: dict[str, An
     if not isinstance(chosen, str):
         raise ConfigurationError(f"{name}(cache_type={chosen!r}): a cache type is named by text such as 'menu'")
     own = {option: options.pop(option) for option in _OWN if option in options}
-    for names in ("exclude", "provide", "secret", "tags"):
+    for names in ("exclude", "secret", "tags"):
         if names in own and not isinstance(own[names], str) and not callable(own[names]):
             own[names] = tuple(own[names])  # an iterator would be empty for the next way in which a method is called
     decided = CacheOptions(cache_type=chosen, policy=options, **own)

@@ -16,7 +16,7 @@ from aiocache_aura.cached import Cached, State
 from aiocache_aura.errors import ConfigurationError
 from aiocache_aura.policy import seconds
 from aiocache_aura.terms import Terms
-from aiocache_aura.types import CallOptions
+from aiocache_aura.types import FOREVER, TTL, CallOptions
 
 REMEMBERED = 32  # for each function: options that differ from call to call are not worth more
 KNOWN = tuple(get_type_hints(CallOptions))
@@ -24,9 +24,9 @@ KNOWN = tuple(get_type_hints(CallOptions))
 
 class _Asked(NamedTuple):
     fresh: bool
-    max_stale: float | None
+    max_stale: TTL | None
     refresh: bool
-    ttl: float | None
+    ttl: TTL | None
 
 
 class Altered(Cached):
@@ -78,13 +78,14 @@ def _checked(options: Mapping[str, Any]) -> _Asked:
     for name in ("fresh", "refresh", "l1"):
         if not isinstance(options.get(name, False), bool):
             raise ConfigurationError(f"{name}={options[name]!r}: it is True or False")
-    max_stale, ttl = options.get("max_stale"), options.get("ttl")
     return _Asked(
-        options.get("fresh", False),
-        None if max_stale is None else seconds(max_stale),
-        options.get("refresh", False),
-        None if ttl is None else seconds(ttl),
+        options.get("fresh", False), _plainly(options.get("max_stale")), options.get("refresh", False), _plainly(options.get("ttl"))
     )
+
+
+def _plainly(ttl: TTL | None) -> TTL | None:
+    """In one form, so that what is the same compares equal."""
+    return ttl if ttl is None or ttl is FOREVER else seconds(ttl)
 
 
 __all__ = ["using"]
