@@ -1,4 +1,4 @@
-"""`python -m tests.races --seed 1 --seconds 60 --processes 4 [--profile mixed] [--one-load fleet] [--plant FAULT]`; exits 1 on a violation."""
+"""`python -m tests.races --seed 1 --seconds 60 [--profile NAME] [--one-load fleet] [--plant FAULT]`. A violation exits 1."""
 
 from __future__ import annotations
 
@@ -18,10 +18,20 @@ def main() -> int:
     parser.add_argument("--profile", choices=PROFILES, help="what is done; mixed, or what brings the planted fault out")
     parser.add_argument("--one-load", choices=("process", "fleet"), default="process", help="where one load of a key has to do")
     parser.add_argument("--plant", choices=FAULTS, help="a fault, to see it caught")
+    parser.add_argument("--budget", type=float, default=15.0, help="of the managers; with it goes what a caller may wait")
     parser.add_argument("--until-violation", action="store_true", help="end with the first violation")
     given = parser.parse_args()
     profile = given.profile or (FAULTS[given.plant].profile if given.plant else "mixed")
-    plan = Plan(given.seed, given.seconds, given.processes, profile, given.one_load, given.plant, until_violation=given.until_violation)
+    plan = Plan(
+        given.seed,
+        given.seconds,
+        given.processes,
+        profile,
+        given.one_load,
+        given.plant,
+        given.budget,
+        until_violation=given.until_violation,
+    )
     report = asyncio.run(run(plan))
     print(report)
     return 1 if report.violations else 0

@@ -29,6 +29,7 @@ from math import inf
 
 from tests.races.history import SECOND, Act, End, History, Life, Load, Read
 
+SHOWN = 5
 SLACK = SECOND // 100  # wall clocks, in which lives are counted, may drift by so much against ours
 
 
@@ -159,6 +160,7 @@ class _Key:
             if act.is_write:
                 self._writes[act.floors[key]].append(act)
         self._by_id = {(read.process, read.id): read for read in reads}
+        self._shown = 0
 
     @classmethod
     def of(cls, history: History, rules: Rules) -> list[_Key]:
@@ -233,7 +235,13 @@ class _Key:
         load = self.loads[n]
         for one in reversed(self.loads[max(n - 64, 0) : n]):
             read = self._by_id.get((one.process, one.read))
-            if one.process != load.process and one.outcome == "ok" and read is not None and read.outcome == "ok" and read.ended < load.asked:
+            if (
+                one.process != load.process
+                and one.outcome == "ok"
+                and read is not None
+                and read.outcome == "ok"
+                and read.ended < load.asked
+            ):
                 return one
         return None
 
@@ -245,7 +253,9 @@ class _Key:
         if read is not None and read.outcome == "ok":
             return read.ended
         spare = load.ended + SECOND
-        return max((end + SECOND for start, end in self._lives.pauses.get(load.process, []) if start <= spare and end >= load.ended), default=spare)
+        return max(
+            (end + SECOND for start, end in self._lives.pauses.get(load.process, []) if start <= spare and end >= load.ended), default=spare
+        )
 
     def _has_reason(self, first: Load, second: Load, at: int, settled: list[float], landed: list[float], reasons: _Spans) -> bool:
         if first.outcome != "ok":
@@ -263,7 +273,11 @@ class _Key:
         return is_beyond and self._rules.one_load == "fleet"
 
     def _needless(self, first: Load, second: Load) -> Violation:
-        ended = "was still running" if first.ended is None or first.ended > second.begun else f"had ended {_ms(second.begun - first.ended)} before"
+        ended = (
+            "was still running"
+            if first.ended is None or first.ended > second.begun
+            else f"had ended {_ms(second.begun - first.ended)} before"
+        )
         message = (
             f"key {self.key}: {second.process} loaded version {second.version} for no reason: the load by {first.process} that began "
             f"{_ms(second.begun - first.begun)} earlier {ended}, and nothing had happened to the key"
@@ -282,6 +296,8 @@ class _Key:
     def _is_lost(self, read: Read) -> str | None:
         if read.outcome == "cancelled":
             return "was cancelled though nobody had cancelled it"
+        if read.outcome == "unanswered":
+            return f"was not answered in {_ms(read.ended - read.began)}"
         if read.outcome == "wrong":
             return f"got a value that cannot be: {read.detail}"
         if read.outcome in ("failed", "broke") and not self._may_fail(read):
@@ -309,7 +325,10 @@ class _Key:
     # For people
 
     def around(self, since: float, until: float, version: int | None, read: Read | None = None, *, most: int = 14) -> str:
-        """The few events of this key that matter, with times from the first of them."""
+        """The few events of this key that matter, with times from the first of them; for the first violations of a key only."""
+        self._shown += 1
+        if self._shown > SHOWN:
+            return ""
         moments: list[tuple[int, str]] = []
         for load in self.loads:
             moments.append((load.begun, f"{load.process} begins load #{load.id} and reads version {load.version}"))

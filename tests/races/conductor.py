@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import shutil
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,14 +80,15 @@ class Report:
         history = self.history
         happened = [life.what for life in history.lives]
         errors = sum(end.left.get("errors", 0) for end in history.ends)
-        lines = [
-            f"seed {self.plan.seed} ({self.plan.profile}, {self.plan.processes} processes, {self.seconds:.0f} s, one load in each {self.plan.one_load}): "
-            f"{len(history.reads):,} reads, {len(history.loads):,} loads, {len(history.acts):,} writes, {happened.count('killed')} kills, "
-            f"{happened.count('paused')} pauses, {errors} errors, {len(self.violations)} violations"
-        ]
+        how = f"{self.plan.profile}, {self.plan.processes} processes, {self.seconds:.0f} s, one load in each {self.plan.one_load}"
+        done = f"{len(history.reads):,} reads, {len(history.loads):,} loads, {len(history.acts):,} writes"
+        befell = f"{happened.count('killed')} kills, {happened.count('paused')} pauses, {errors} errors"
+        lines = [f"seed {self.plan.seed} ({how}): {done}, {befell}, {len(self.violations)} violations"]
         if self.waits:
             waits = sorted(self.waits)
-            lines.append(f"answers after the load's end: median {waits[len(waits) // 2]:.1f} ms, p99 {waits[len(waits) * 99 // 100]:.1f} ms")
+            lines.append(
+                f"answers after the load's end: median {waits[len(waits) // 2]:.1f} ms, p99 {waits[len(waits) * 99 // 100]:.1f} ms"
+            )
         lines += map(str, self.violations[:10])
         if len(self.violations) > 10:
             lines.append(f"... and {len(self.violations) - 10} more")
@@ -123,14 +122,16 @@ class Conductor:
         self.directory = Path(tempfile.mkdtemp(prefix="aura-races-"))
         self.slots = [_Slot(n) for n in range(plan.processes)]
         self.lives: list[Life] = []
-        self.ends = 0
+        self.urls: list[str] = []
+        self.begins = self.ends = 0
 
     async def run(self) -> Report:
         source = open_source(self.directory, self.profile, workers=self.plan.processes)
         server = Server()
         try:
-            async with self._way(server) as url:
-                report = await self._run(server, url, source)
+            async with AsyncExitStack() as stack:
+                self.urls = [await self._way(server, slot, stack) for slot in self.slots]
+                report = await self._run(server, source)
         finally:
             await self._end_all(0.0)
             server.close()
@@ -138,18 +139,21 @@ class Conductor:
             shutil.rmtree(self.directory, ignore_errors=True)
         return report
 
-    async def _run(self, server: Server, url: str, source: Source) -> Report:
-        began = now()
-        begins = began + SECOND * 3 // 2
-        seconds = 2 * self.profile.rounds * ROUND + 1 if self.profile.rounds else self.plan.seconds
-        self.ends = begins + int(seconds * SECOND)
+    async def _run(self, server: Server, source: Source) -> Report:
+        began, rounds = now(), self.profile.rounds
+        seconds = 60 + 10 * rounds * ROUND if rounds else self.plan.seconds  # rounds end by themselves
         for slot in self.slots:
-            await self._start(slot, url, begins)
-        befalling = asyncio.ensure_future(self._befall(url, begins, seconds))
+            await self._start(slot)
+        await self._all_there()
+        self.begins = now() + SECOND // 10
+        self.ends = self.begins + int(seconds * SECOND)
+        source.begin(self.begins, self.ends)
+        befalling = asyncio.ensure_future(self._befall(seconds))
+        is_seen = True
         try:
-            await self._watch()
+            is_seen = await self._watch()
         finally:
-            source.stop()
+            source.stop(now(), urgently=is_seen)
             befalling.cancel()
             await asyncio.wait({befalling})
         await self._end_all(self.plan.patience + 10)
@@ -159,32 +163,22 @@ class Conductor:
         waits = answered_after_fill(history, self.plan.rules.rounds)
         return Report(self.plan, history, violations, (now() - began) / SECOND, self._told(), waits)
 
-    @asynccontextmanager
-    async def _way(self, server: Server) -> AsyncIterator[str]:
-        """The URL for workers: straight to the server, or by a proxy whose answers are late by chance."""
-        if not self.profile.delay:
-            yield server.url
-            return
-        async with FaultProxy(server.port) as proxy:
-            changing = asyncio.ensure_future(self._weather(proxy))
-            yield proxy.url
-            changing.cancel()
-            await asyncio.wait({changing})
-
-    async def _weather(self, proxy: FaultProxy) -> None:
-        rng = random.Random(f"{self.plan.seed}/weather")
-        while True:
-            proxy.delay = rng.random() ** 2 * self.profile.delay
-            await asyncio.sleep(0.01)
+    async def _way(self, server: Server, slot: _Slot, stack: AsyncExitStack) -> str:
+        """The URL for a worker: straight to the server; every second one's answers are late, if the profile says so."""
+        if not self.profile.delay or slot.number % 2 == 0:
+            return server.url
+        proxy = await stack.enter_async_context(FaultProxy(server.port))
+        proxy.delay = self.profile.delay
+        return proxy.url
 
     # Processes
 
-    async def _start(self, slot: _Slot, url: str, begins: int) -> None:
+    async def _start(self, slot: _Slot) -> None:
         slot.incarnation += 1
         plan = self.plan
         orders = Orders(
-            url=url, directory=str(self.directory), seed=plan.seed, profile=plan.profile, worker=slot.number, incarnation=slot.incarnation,
-            workers=plan.processes, begins=begins, ends=self.ends, budget=plan.budget, one_load=plan.one_load, plant=plan.plant,
+            url=self.urls[slot.number], directory=str(self.directory), seed=plan.seed, profile=plan.profile, worker=slot.number,
+            incarnation=slot.incarnation, workers=plan.processes, budget=plan.budget, one_load=plan.one_load, plant=plan.plant,
             patience=plan.patience,
         )  # fmt: skip
         slot.orders.append(orders)
@@ -198,24 +192,30 @@ class Conductor:
             )
         self._note(slot, "started")
 
+    async def _all_there(self) -> None:
+        """Every worker has been imported, and waits for the beginning."""
+        async with asyncio.timeout(60):
+            while not all(slot.orders[-1].log.exists() for slot in self.slots):
+                await asyncio.sleep(0.02)
+
     def _note(self, slot: _Slot, what: str) -> None:
         self.lives.append(Life(slot.process, what, now()))
 
-    async def _befall(self, url: str, begins: int, seconds: float) -> None:
+    async def _befall(self, seconds: float) -> None:
         """Troubles, one after the other, each at its time."""
         for trouble in troubles(self.plan.seed, self.profile, seconds, self.plan.processes):
-            await asyncio.sleep(max((begins - now()) / SECOND + trouble.at, 0))
+            await asyncio.sleep(max((self.begins - now()) / SECOND + trouble.at, 0))
             slot = self.slots[trouble.worker]
             if slot.is_running:
-                await self._befalls(slot, trouble, url, begins)
+                await self._befalls(slot, trouble)
 
-    async def _befalls(self, slot: _Slot, trouble: Trouble, url: str, begins: int) -> None:
+    async def _befalls(self, slot: _Slot, trouble: Trouble) -> None:
         assert slot.child is not None
         if trouble.what == "kill":
             slot.child.kill()
             await slot.child.wait()
             self._note(slot, "killed")
-            await self._start(slot, url, begins)
+            await self._start(slot)
             return
         self._note(slot, "paused")
         try:
@@ -225,14 +225,15 @@ class Conductor:
             slot.child.send_signal(signal.SIGCONT)
             self._note(slot, "continued")
 
-    async def _watch(self) -> None:
-        """Until the time is over; until a violation is seen, if that is wanted."""
+    async def _watch(self) -> bool:
+        """Until the time is over; until a violation is seen, if that is wanted. Whether one was."""
         while now() < self.ends and any(slot.is_running for slot in self.slots):
-            await asyncio.sleep(min(1.0, max((self.ends - now()) / SECOND, 0.01)))
+            await asyncio.sleep(min(0.5, max((self.ends - now()) / SECOND, 0.01)))
             if self.plan.until_violation:
                 before = now() - SETTLED
                 if check(self.history().until(before), self.plan.rules):
-                    return
+                    return True
+        return False
 
     async def _end_all(self, patience: float) -> None:
         """Wait for every worker to end by itself; who does not is lost, and killed."""

@@ -20,8 +20,11 @@ SECOND = 1_000_000_000
 
 @dataclass(slots=True)
 class Read:
-    """One key that one caller asked for. Outcomes: ok, miss, failed (the load's error), left (cancelled by us), and what must not be:
-    cancelled (by nobody), broke (another error), wrong (another key's value, or one that there was not yet)."""
+    """One key that one caller asked for.
+
+    Outcomes: ok, miss, failed (the load's error), left (cancelled by us), late (it still waits). What must not be: cancelled (by nobody),
+    unanswered, broke (another error), wrong (another key's value, or one that there was not yet).
+    """
 
     process: str
     id: int

@@ -135,7 +135,7 @@ class Profile:
     hang: float = 1.0
     leaving: float = 0.08
     pause: float = 0.004
-    delay: float = 0.0  # of the server's answers, at most
+    delay: float = 0.0  # of the server's answers to every second process, which then only reads
     troubles: float = 0.0  # kills and pauses of processes a second
     rounds: int = 0  # quiet: so many herds on cold keys, and nothing else
 
@@ -153,15 +153,24 @@ PROFILES: dict[str, Profile] = {
         slowest=0.02, failing=0.0, hanging=0.0, leaving=0.0, verbs=("load", "load", "batch"),
     ),
     "joins": Profile(
-        "joins", items=6, hot=1.0, families=("key", "price"), callers=12, writes=0.15, kinds=("key", "tag", "type"), slow=0.3,
-        slowest=0.005, failing=0.0, hanging=0.0, leaving=0.0, verbs=("load",), pause=0.002, delay=0.02,
+        "joins", items=4, hot=1.0, families=("key", "price"), callers=48, writes=0.02, kinds=("key", "tag", "type"), slow=0.3,
+        slowest=0.005, failing=0.0, hanging=0.0, leaving=0.0, verbs=("load",), pause=0.06, delay=0.02,
     ),
     "leavers": Profile(
-        "leavers", items=8, hot=1.0, writes=0.1, kinds=("key", "type"), slow=0.9, failing=0.0, hanging=0.0, leaving=0.3, verbs=("load", "batch"),
+        "leavers", items=8, hot=1.0, writes=0.1, kinds=("key", "type"), slow=0.9, failing=0.0, hanging=0.0, leaving=0.3,
+        verbs=("load", "batch"),
     ),
-    "deaths": Profile("deaths", items=16, hot=1.0, slow=0.6, slowest=0.3, hanging=0.03, hang=2.0, writes=0.05, troubles=1.0),
+    "deaths": Profile(
+        "deaths", items=16, hot=1.0, slow=0.6, slowest=0.3, hanging=0.03, hang=2.0, writes=0.05, troubles=1.0,
+    ),
     "quiet": Profile("quiet", callers=250, rounds=100),
 }  # fmt: skip
+
+
+def profile_of(name: str, worker: int) -> Profile:
+    """What a worker makes of a profile."""
+    profile = PROFILES[name]
+    return replace(profile, writes=0.0) if profile.delay and worker % 2 else profile
 
 
 def actions(seed: int, process: str, caller: int, profile: Profile, among: list[Item]) -> Iterator[Action]:
@@ -238,15 +247,3 @@ def troubles(seed: int, profile: Profile, seconds: float, workers: int) -> list[
         what = rng.choice(("kill", "pause", "pause"))
         found.append(Trouble(at, rng.randrange(workers), what, rng.choice((0.05, 0.3, 1.2)) if what == "pause" else 0.0))
     return found
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """All that a worker is told."""
-
-    seed: int
-    profile: Profile
-    workers: int
-    one_load: str = "process"
-    plant: str | None = None
-    budget: float = 15.0

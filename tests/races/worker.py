@@ -1,4 +1,7 @@
-"""One process of a fleet: callers that do what the plan says, and write down what they saw. `python -m tests.races.worker FILE` runs one."""
+"""One process of a fleet: callers that do what the plan says, and write down what they saw.
+
+`python -m tests.races.worker FILE` runs one, by the orders in that file.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,11 @@ from typing import Any
 from aiocache_aura import CacheManager, CachePolicy, cache
 from tests.races.faults import plant
 from tests.races.history import SECOND, Log
-from tests.races.plan import JITTER, LIVES, PAGE, PRICE, PROFILES, SESSION, Action, Item, Manner, Profile, Target, actions, items
+from tests.races.plan import JITTER, LIVES, PAGE, PRICE, SESSION, Action, Item, Manner, Profile, Target, actions, items, profile_of
 from tests.races.source import Source
 
 PREFIX = "races"
-ROUND = 0.1  # seconds from one quiet round to the next
+ROUND = 0.2  # seconds from one quiet round to the next
 now = time.monotonic_ns
 
 
@@ -32,7 +35,7 @@ class SourceError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Orders:
-    """What the conductor tells a worker, as JSON. Times of CLOCK_MONOTONIC, in nanoseconds."""
+    """What the conductor tells a worker, as JSON."""
 
     url: str
     directory: str
@@ -41,8 +44,6 @@ class Orders:
     worker: int
     incarnation: int
     workers: int
-    begins: int
-    ends: int
     budget: float = 15.0
     one_load: str = "process"
     plant: str | None = None
@@ -85,11 +86,12 @@ class Worker:
 
     def __init__(self, orders: Orders) -> None:
         self.orders = orders
-        self.profile = PROFILES[orders.profile]
+        self.profile = profile_of(orders.profile, orders.worker)
         self.items = items(self.profile.items)
         self.source = open_source(Path(orders.directory), self.profile, workers=orders.workers, slot=orders.worker)
         self.log = Log(orders.log)
         self._ids = 0
+        self.is_closing = False
         self.under_way: dict[int, tuple[int, int, str]] = {}  # by read: key, began, how
         lease = False if orders.one_load == "process" else None
         policies = {name: CachePolicy(ttl=life, jitter=JITTER[name], lease=lease, l1=False) for name, life in LIVES.items()}
@@ -158,7 +160,7 @@ class Worker:
         try:
             values = await _left_after(action.leave, self._ask(action, among))
         except asyncio.CancelledError:
-            outcome = "cancelled"
+            outcome = "unanswered" if self.is_closing else "cancelled"
         except _Left:
             outcome = "left"
         except SourceError as error:
@@ -301,13 +303,16 @@ class Worker:
     async def run(self) -> None:
         orders, sockets = self.orders, _open_sockets()
         self.log.write("start", now())
+        while not self.source.begins:
+            await asyncio.sleep(0.01)
         async with self.manager:
-            work = self._herds() if self.profile.rounds else [self._caller(n) for n in range(self.profile.callers)]
+            work = [self._quiet_rounds()] if self.profile.rounds else [self._caller(n) for n in range(self.profile.callers)]
             callers = [asyncio.ensure_future(one) for one in work]
-            await self._until_over()
-            done, late = await asyncio.wait(callers, timeout=orders.patience + 2)
+            await self._until_over(callers)
+            done, late = await asyncio.wait(callers, timeout=1 if self.source.is_urgent else orders.patience + 2)
             unfinished = [f"key {key} ({how}), for {(now() - began) / 1e9:.1f} s" for key, began, how in self.under_way.values()]
             crashed = [repr(task.exception()) for task in done if task.exception() is not None]
+            self.is_closing = True
             for task in late:
                 task.cancel()
             flights = await self._flights_left()
@@ -317,18 +322,25 @@ class Worker:
         left |= {"tasks": tasks, "connections": _open_sockets() - sockets, "undecodable values": sum(one.undecodable for one in counts)}
         self.log.write("end", now(), {**left, "errors": sum(one.errors for one in counts), "hits": sum(one.hits for one in counts)})
 
-    async def _until_over(self) -> None:
-        while not self.is_over:
-            await asyncio.sleep(min(0.05, max((self.orders.ends - now()) / 1e9, 0)))
+    async def _until_over(self, callers: list[asyncio.Future[None]]) -> None:
+        """Until the time is over, or all is done. Meanwhile callers that wait for too long are written down, once."""
+        told: set[int] = set()
+        while not self.is_over and not all(caller.done() for caller in callers):
+            await asyncio.sleep(0.05)
+            at = now()
+            for number, (key, began, how) in self.under_way.items():
+                if at - began > self.orders.patience * SECOND and number not in told:
+                    told.add(number)
+                    self.log.write("read", number, key, began, at, None, how, "late", "it still waits")
 
     @property
     def is_over(self) -> bool:
-        return now() >= self.orders.ends or self.source.is_over
+        return now() >= self.source.ends
 
     async def _flights_left(self) -> dict[str, Any]:
         """What is still in the registry once nobody waits any more: loads that were left are given a moment to end."""
         engine = self.manager.engine_now()
-        ends = now() + 5 * SECOND
+        ends = now() + SECOND * (1 if self.source.is_urgent else 5)
         while engine is not None and (len(engine.flights) or engine.flights._tasks) and now() < ends:
             await asyncio.sleep(0.01)
         return {} if engine is None else {"flights": len(engine.flights), "tasks of flights": len(engine.flights._tasks)}
@@ -346,18 +358,15 @@ class Worker:
                     await self.read(action)
             await asyncio.sleep(action.pause)
 
-    def _herds(self) -> list[Coroutine[Any, Any, None]]:
-        return [self._quiet_rounds()]
-
     async def _quiet_rounds(self) -> None:
         """Each round, all callers of all processes ask for one cold key at the same moment; every second key's load fails."""
         for n in range(2 * self.profile.rounds):
             item = Item(self.profile.items + n, "key", "alpha", None, None, "red")
-            at = self.orders.begins + int(n * ROUND * SECOND)
+            at = self.source.begins + int(n * ROUND * SECOND)
             await asyncio.sleep(max((at - now()) / 1e9, 0))
             action = Action("load", item, Manner(0.02, fails=n % 2 == 1))
             await asyncio.gather(*(self.read(action) for _ in range(self.profile.callers)))
-            if self.source.is_over:
+            if self.is_over:
                 return
 
 
