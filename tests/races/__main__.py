@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from dataclasses import replace
 
 from tests.races.conductor import Plan, run
 from tests.races.faults import FAULTS
@@ -20,18 +21,11 @@ def main() -> int:
     parser.add_argument("--plant", choices=FAULTS, help="a fault, to see it caught")
     parser.add_argument("--budget", type=float, default=15.0, help="of the managers; with it goes what a caller may wait")
     parser.add_argument("--until-violation", action="store_true", help="end with the first violation")
+    parser.add_argument("--keep", action="store_true", help="the logs of the workers")
     given = parser.parse_args()
     profile = given.profile or (FAULTS[given.plant].profile if given.plant else "mixed")
-    plan = Plan(
-        given.seed,
-        given.seconds,
-        given.processes,
-        profile,
-        given.one_load,
-        given.plant,
-        given.budget,
-        until_violation=given.until_violation,
-    )
+    plan = Plan(given.seed, given.seconds, given.processes, profile, given.one_load, given.plant, given.budget)
+    plan = replace(plan, until_violation=given.until_violation, keep=given.keep)
     report = asyncio.run(run(plan))
     print(report)
     return 1 if report.violations else 0

@@ -7,10 +7,11 @@ of a function spares what was `set`, whenever that was.
 
 P1, one load. A load licenses no other of its key: the next one needs a reason, in the time from when the first was asked for until the
 second begins. Reasons: an invalidation, delete, set, add or refresh of the key that overlaps it, even if it failed; a life that may have
-ended; the first load failed, was cancelled, or died with its process; a fill that such a thing had doomed and that landed in that time.
-Within one process that holds for every two loads in succession. Between processes it holds where one load serves the fleet (a pause beyond
-the lease is a reason, too); where each process loads for itself, only if the first had been stored, since its caller had been answered,
-before the read began for which the second was made. A cold key asked for by all at once in peace is counted exactly (`rounds`).
+ended; the first load failed, was cancelled, or died with its process; its last caller left before it was stored; a fill that such a thing
+had doomed, and that landed in that time. Within one process that holds for every two loads in succession. Between processes it holds where
+one load serves the fleet (a pause beyond the lease is a reason, too); where each process loads for itself, only if the first had been
+stored, since its caller had been answered, before the read began for which the second was made. A cold key that all ask for at once, in
+peace, is counted exactly (`rounds`).
 
 P2, may leave. Nobody is cancelled whom we did not cancel; a failure is that of a load of this key under way during the read; a read ends
 within the rules' `patience`, pauses of its process (where one load serves the fleet, of any) added.
@@ -160,6 +161,7 @@ class _Key:
             if act.is_write:
                 self._writes[act.floors[key]].append(act)
         self._by_id = {(read.process, read.id): read for read in reads}
+        self._reads_of: dict[str, list[Read]] = {}
         self._shown = 0
 
     @classmethod
@@ -265,12 +267,26 @@ class _Key:
             at -= 1
             if settled[at] >= first.begun:  # its fill may have landed on the first one's
                 since, created = min(since, self.loads[at].asked), min(created, self.loads[at].begun)
-        if reasons.overlap(since, second.begun):
+        if reasons.overlap(since, second.begun) or self._was_left(first, second.begun):
             return True
         if second.begun - created >= self._rules.lives.get(self.key, inf) * SECOND - SLACK:
             return True
         is_beyond = self._lives.longest(first.process, first.asked, second.begun) >= self._rules.lease * SECOND / 2
         return is_beyond and self._rules.one_load == "fleet"
+
+    def _was_left(self, load: Load, until: int) -> bool:
+        """Whether its last caller may have left after its end, or so shortly before that it ended all the same, and took the fill with it:
+        somebody left, and nobody got its value."""
+        if load.ended is None:
+            return False
+        since = load.ended - SECOND // 10
+        aboard = [read for read in self.reads_of(load.process) if read.began <= load.ended and since <= read.ended <= until]
+        return any(read.outcome == "left" for read in aboard) and not any(read.version == load.version for read in aboard)
+
+    def reads_of(self, process: str) -> list[Read]:
+        if process not in self._reads_of:
+            self._reads_of[process] = [read for read in self.reads if read.process == process]
+        return self._reads_of[process]
 
     def _needless(self, first: Load, second: Load) -> Violation:
         ended = (
@@ -334,6 +350,7 @@ class _Key:
             moments.append((load.begun, f"{load.process} begins load #{load.id} and reads version {load.version}"))
             if load.ended is not None:
                 moments.append((load.ended, f"{load.process} ends load #{load.id} of version {load.version}: {load.outcome}"))
+        moments += [(read.ended, f"{read.process} leaves a read ({read.how})") for read in self.reads if read.outcome == "left"]
         for act in self.acts:
             told = f"{act.kind} ({act.what}) #{act.id}"
             moments.append((act.issued, f"{act.process} issues {told}, the source being at {act.floors[self.key]}"))

@@ -34,7 +34,7 @@ now = time.monotonic_ns
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be run. `until_violation`: end as soon as there is one."""
+    """What is to be run. `until_violation`: end as soon as there is one. `keep` the logs, and say where they are."""
 
     seed: int = 1
     seconds: float = 60.0
@@ -45,6 +45,7 @@ class Plan:
     budget: float = 15.0
     lease: float = 3.0
     until_violation: bool = False
+    keep: bool = False
 
     @property
     def rules(self) -> Rules:
@@ -75,6 +76,7 @@ class Report:
     seconds: float
     told: str = ""  # what workers said on stderr
     waits: list[float] = field(default_factory=list)
+    directory: Path | None = None
 
     def __str__(self) -> str:
         history = self.history
@@ -92,6 +94,8 @@ class Report:
         lines += map(str, self.violations[:10])
         if len(self.violations) > 10:
             lines.append(f"... and {len(self.violations) - 10} more")
+        if self.plan.keep:
+            lines.append(f"logs: {self.directory}")
         if self.told:
             lines.append(f"said by workers:\n{self.told[-3000:]}")
         return "\n".join(lines)
@@ -136,7 +140,8 @@ class Conductor:
             await self._end_all(0.0)
             server.close()
             source.close()
-            shutil.rmtree(self.directory, ignore_errors=True)
+            if not self.plan.keep:
+                shutil.rmtree(self.directory, ignore_errors=True)
         return report
 
     async def _run(self, server: Server, source: Source) -> Report:
@@ -161,7 +166,7 @@ class Conductor:
         history = self.history()
         violations = sorted([*check(history, self.plan.rules), *left, *self._codes()], key=lambda one: one.at)
         waits = answered_after_fill(history, self.plan.rules.rounds)
-        return Report(self.plan, history, violations, (now() - began) / SECOND, self._told(), waits)
+        return Report(self.plan, history, violations, (now() - began) / SECOND, self._told(), waits, self.directory)
 
     async def _way(self, server: Server, slot: _Slot, stack: AsyncExitStack) -> str:
         """The URL for a worker: straight to the server; every second one's answers are late, if the profile says so."""

@@ -166,7 +166,7 @@ FAULTS: dict[str, Fault] = {
     "no_flights": Fault(no_flights, "calm", "P1"),
     "invalidation_unsent": Fault(invalidation_unsent, "scopes", "P3"),
     "answer_forgotten": Fault(answer_forgotten, "calm", "P2", budget=1.0),
-    "flight_stays": Fault(flight_stays, "leavers", "P2"),
+    "flight_stays": Fault(flight_stays, "leavers", "P2", budget=1.0),
     "connection_stays": Fault(connection_stays, "calm", "end", seconds=0.5),
 }
 

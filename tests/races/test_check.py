@@ -185,6 +185,17 @@ def test_p1_a_load_that_gave_nothing_licenses_another(outcome: str) -> None:
         assert broken(load(10, 12, outcome=outcome), load(20, 22), rules=rules) == []
 
 
+def test_p1_a_load_whose_last_caller_left_before_it_was_stored() -> None:
+    """It ended well and its fill was cancelled, if one left meanwhile and none was answered with it."""
+    loads, leaver = (load(810, 820), load(830, 832)), read(808, 821, outcome="left")
+    assert broken(*loads, leaver) == []
+    assert broken(*loads, read(8, 819, outcome="left")) == []
+    assert broken(*loads, read(8, 719, outcome="left")) == ["P1"]
+    assert broken(*loads, read(808, 833, outcome="left")) == ["P1"]
+    assert broken(*loads, leaver, read(809, 822, 1, id=2)) == ["P1"]
+    assert broken(*loads, read(808, 821, outcome="left", process="b")) == ["P1"]
+
+
 def test_p1_a_life_that_may_be_over() -> None:
     """A second load when the first one's value may have expired, which counts from the load's beginning."""
     rules = Rules(lives={KEY: 1.0})

@@ -27,7 +27,7 @@ NAMED_BY_THE_ISSUE = {
 
 async def test_a_clean_run() -> None:
     """Four processes, with failing, slow and hanging loads, leaving callers, a kill and pauses: thousands of reads, no violation."""
-    plan = Plan(seed=6, seconds=6, profile="mixed")
+    plan = Plan(seed=3, seconds=6, profile="mixed")
     befell = [trouble.what for trouble in troubles(plan.seed, PROFILES[plan.profile], plan.seconds, plan.processes)]
     assert {"kill", "pause"} <= set(befell), "choose another seed"
     report = await run(plan)
