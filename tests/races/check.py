@@ -16,6 +16,8 @@ peace, is counted exactly (`rounds`).
 P2, may leave. Nobody is cancelled whom we did not cancel; a failure is that of a load of this key under way during the read; a read ends
 within the rules' `patience`, pauses of its process (where one load serves the fleet, of any) added.
 
+Life. What is read has been loaded or set, and no longer ago than an entry may live.
+
 What can't be seen from outside is not judged: a `set` whose call began before an invalidation and returned after it may win or lose.
 """
 
@@ -40,6 +42,7 @@ class Rules:
 
     one_load: str = "process"  # or "fleet"
     lives: Mapping[int, float] = field(default_factory=dict)
+    longest: Mapping[int, float] = field(default_factory=dict)  # that an entry of this key may be served; none: not judged
     patience: float = 30.0
     lease: float = 3.0
     linger: float = 2.0  # that something given up by its caller may still take effect afterwards
@@ -63,7 +66,11 @@ class Violation:
 
 def check(history: History, rules: Rules) -> list[Violation]:
     """Every violation, the earliest first."""
-    found = [violation for key in _Key.of(history, rules) for violation in (*key.stale_reads(), *key.needless_loads(), *key.lost_callers())]
+    found = [
+        violation
+        for key in _Key.of(history, rules)
+        for violation in (*key.stale_reads(), *key.expired_reads(), *key.needless_loads(), *key.lost_callers())
+    ]
     found += _uncounted(history, rules)
     found += [violation for end in history.ends for violation in _left_over(end)]
     found += [Violation("end", None, life.at, f"{life.process} did not end by itself") for life in history.lives if life.what == "lost"]
@@ -203,6 +210,26 @@ class _Key:
             f"({barrier.what}) of {barrier.process} had returned, which demands {barrier.floors[self.key]}"
         )
         return Violation("P3", self.key, read.ended, message, self.around(barrier.issued, read.ended, version, read))
+
+    def expired_reads(self) -> Iterable[Violation]:
+        """What is served after its life, which counts from the load's beginning; and what nobody has loaded or set."""
+        if self.key not in self._rules.longest:
+            return
+        life = self._rules.longest[self.key] * SECOND + SLACK
+        made: dict[int, list[tuple[float, float]]] = defaultdict(list)
+        for load in self.loads:
+            made[load.version].append((load.begun, load.begun))
+        for act in self.acts:
+            if act.is_write:
+                made[act.floors[self.key]].append((act.issued, self._end(act)))
+        renewed = _Spans((act.issued, self._end(act)) for act in self.acts if act.kind == "touch")
+        for read in self.reads:
+            if read.version is not None and not renewed.overlap(read.began - life, read.ended):
+                last = max((end for start, end in made.get(read.version, ()) if start <= read.ended), default=None)
+                if last is None or last + life < read.began:
+                    late = "that nobody had loaded or set" if last is None else f"{_ms(read.began - last)} old"
+                    message = f"key {self.key}: {read.process} read version {read.version} ({read.how}), {late}"
+                    yield Violation("life", self.key, read.ended, message, self.around(read.began, read.ended, read.version, read))
 
     # P1
 

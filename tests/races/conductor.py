@@ -51,9 +51,10 @@ class Plan:
     def rules(self) -> Rules:
         profile = PROFILES[self.profile]
         lives = {item.index: LIVES[item.cache_type] * (1 - JITTER[item.cache_type]) for item in items(profile.items)}
+        longest = {item.index: LIVES[item.cache_type] for item in items(profile.items)}
         quiet = range(profile.items, keys_of(profile))
         return Rules(
-            one_load=self.one_load, lives=lives, patience=self.patience, lease=self.lease, rounds=frozenset(quiet[::2]),
+            one_load=self.one_load, lives=lives, longest=longest, patience=self.patience, lease=self.lease, rounds=frozenset(quiet[::2]),
             failing_rounds=frozenset(quiet[1::2]),
         )  # fmt: skip
 

@@ -128,6 +128,28 @@ def test_p3_a_touch_neither_clears_nor_excuses() -> None:
     assert broken(act("type", 10, 12, 5), act("touch", 13, 14, 4), read(15, 16, 4)) == ["P3"]
 
 
+# Life
+
+
+def test_what_is_read_lives() -> None:
+    """Nothing is served longer than an entry may live, from its load's beginning, its set, or the last touch."""
+    rules = Rules(longest={KEY: 1.0})
+    for made, last in ((load(10, 300), 10), (act("set", 10, 20, 1), 20), (act("add", 10, 20, 1), 20)):
+        assert broken(made, read(last + 1010, last + 1011, 1), rules=rules) == []
+        assert broken(made, read(last + 1011, last + 1012, 1), rules=rules) == ["life"]
+        assert broken(made, act("touch", 900, 901, 5), read(last + 1011, last + 1012, 1), rules=rules) == []
+        assert broken(made, act("touch", 3, 4, 5), read(last + 1011, last + 1012, 1), rules=rules) == ["life"]
+
+
+def test_what_is_read_was_made() -> None:
+    """A version that nobody had loaded or set by then is from nowhere."""
+    rules = Rules(longest={KEY: 60.0})
+    assert broken(load(10, 12, 3), read(13, 14, 3), rules=rules) == []
+    assert broken(load(10, 12, 3), read(13, 14, 4), rules=rules) == ["life"]
+    assert broken(load(15, 16, 3), read(13, 14, 3), rules=rules) == ["life"]
+    assert broken(act("set", 1, None, 3), read(13, 14, 3), rules=rules) == []
+
+
 def test_a_violation_says_what_happened_around_it() -> None:
     """The events of that key around it, in their order; not those of long before."""
     events = (act("key", 1, 2, 1), load(5000, 5005, 4), act("type", 5006, 5007, 5), read(5008, 5009, 4, process="c"))
