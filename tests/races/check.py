@@ -236,8 +236,7 @@ class _Key:
     def needless_loads(self) -> Iterable[Violation]:
         if not self.loads:
             return
-        acts = (self._reach(act) for act in self.acts if act.kind != "touch")
-        reasons = _Spans((*acts, *((read.began, read.ended) for read in self.reads if read.how == "refresh")))
+        reasons = _Spans(self._reach(act) for act in self.acts if act.kind != "touch")
         settled = [self._settled(load) for load in self.loads]
         landed = list(accumulate(settled, max))
         before: dict[str, Load] = {}
@@ -380,7 +379,8 @@ class _Key:
         moments += [(read.ended, f"{read.process} leaves a read ({read.how})") for read in self.reads if read.outcome == "left"]
         for act in self.acts:
             told = f"{act.kind} ({act.what}) #{act.id}"
-            moments.append((act.issued, f"{act.process} issues {told}, the source being at {act.floors[self.key]}"))
+            demands = f", which demands {act.floors[self.key]}" if act.floors[self.key] >= 0 else ""
+            moments.append((act.issued, f"{act.process} issues {told}{demands}"))
             if act.returned is not None:
                 moments.append((act.returned, f"{told} of {act.process} has returned{'' if act.delivered else ', not delivered'}"))
         early = SECOND // 10

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 TENANTS, USERS, TAGS = (1, 2, 3), (5, 6), ("red", "blue", "green")
-LIVES = {"alpha": 60.0, "brief": 1.5}
+LIVES = {"alpha": 60.0, "brief": 0.4}
 JITTER = {"alpha": 0.0, "brief": 0.1}
 PRICE, PAGE, SESSION = "races.price", "races.page", "races.session"
 
@@ -122,10 +122,10 @@ class Profile:
     hot: float = 3.0  # 1: every item alike; more: the first ones are asked for more often
     families: tuple[str, ...] = ("key", "price", "page", "session")
     callers: int = 16
-    writes: float = 0.05
+    writes: float = 0.03
     kinds: tuple[str, ...] = (
-        "type", "clear", "tenant", "user", "tag", "type_tag", "type_tenant", "type_tenant_tag", "type_user", "function",
-        "key", "key", "key", "pattern", "set", "set", "set", "old_set", "add", "touch",
+        "type", "clear", "tenant", "user", "tag", "type_tag", "type_tenant", "type_tenant_tag", "type_user", "function", "pattern",
+        *("key",) * 6, *("set",) * 6, "old_set", "old_set", "add", "add", "touch", "touch",
     )  # fmt: skip
     verbs: tuple[str, ...] = ("load",) * 12 + ("get", "get", "batch", "batch", "many", "refresh")
     slow: float = 0.3
@@ -145,13 +145,14 @@ PROFILES: dict[str, Profile] = {
     "mixed": replace(CALM, troubles=0.3),
     "calm": CALM,
     "fences": Profile(
-        "fences", items=8, hot=1.0, families=("key", "price"), writes=0.12, kinds=("key", "key", "set", "set", "pattern"), slow=0.9,
-        slowest=0.02, failing=0.0, hanging=0.0, leaving=0.0, verbs=("load",),
+        "fences", items=8, hot=1.0, families=("key", "price"), writes=0.12, slow=0.9, slowest=0.02, failing=0.0, hanging=0.0,
+        kinds=("key", "key", "set", "set", "pattern", "add", "touch"), leaving=0.0, verbs=("load",),
     ),
     "scopes": Profile(
         "scopes", items=8, hot=1.0, writes=0.12, kinds=("type", "tenant", "tag", "type_tenant", "type_tag", "function"), slow=0.9,
         slowest=0.02, failing=0.0, hanging=0.0, leaving=0.0, verbs=("load", "load", "batch"),
     ),
+    "lives": replace(CALM, name="lives", items=8, hot=1.0, writes=0.002),
     "joins": Profile(
         "joins", items=4, hot=1.0, families=("key", "price"), callers=48, writes=0.02, kinds=("key", "tag", "type"), slow=0.3,
         slowest=0.005, failing=0.0, hanging=0.0, leaving=0.0, verbs=("load",), pause=0.06, delay=0.02,
@@ -163,6 +164,7 @@ PROFILES: dict[str, Profile] = {
     "deaths": Profile(
         "deaths", items=16, hot=1.0, slow=0.6, slowest=0.3, hanging=0.03, hang=2.0, writes=0.05, troubles=1.0,
     ),
+    "herd": Profile("herd", callers=50, rounds=8),
     "quiet": Profile("quiet", callers=250, rounds=100),
 }  # fmt: skip
 

@@ -159,7 +159,7 @@ def test_a_violation_says_what_happened_around_it() -> None:
     assert told == [
         "a begins load #1 and reads version 4",
         "a ends load #1 of version 4: ok",
-        "b issues type (menu) #1, the source being at 5",
+        "b issues type (menu) #1, which demands 5",
         "type (menu) #1 of b has returned",
         "c begins a read (load) ...",
         "... and ends it: ok, version 4",
@@ -226,8 +226,8 @@ def test_p1_a_life_that_may_be_over() -> None:
 
 
 def test_p1_a_refresh_is_a_reason() -> None:
-    """Who asks for a new value gets a load, and its end may leave others without one."""
-    assert broken(load(10, 12), load(20, 22), read(19, 23, 1, how="refresh")) == []
+    """Who asks for a new value gets a load, and demands no version of others."""
+    assert broken(load(10, 12), load(20, 22), act("refresh", 19, 23, -1), read(30, 31, 0)) == []
 
 
 def test_p1_a_fill_that_was_doomed_may_land_on_a_good_one() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from aiocache_aura import CachePolicy, ConfigurationError
 from tests.races.conductor import ROOT, Plan, run
 from tests.races.faults import FAULTS, LATER
 from tests.races.history import Log, read_logs
@@ -25,9 +26,19 @@ NAMED_BY_THE_ISSUE = {
 }  # fmt: skip
 
 
-async def test_a_clean_run() -> None:
+def _modes() -> list[str]:
+    """Where one load has to do: in each process, and in the fleet as soon as there are leases."""
+    try:
+        CachePolicy(lease=True)
+    except ConfigurationError:
+        return ["process"]
+    return ["process", "fleet"]
+
+
+@pytest.mark.parametrize("one_load", _modes())
+async def test_a_clean_run(one_load: str) -> None:
     """Four processes, with failing, slow and hanging loads, leaving callers, a kill and pauses: thousands of reads, no violation."""
-    plan = Plan(seed=3, seconds=6, profile="mixed")
+    plan = Plan(seed=3, seconds=6, profile="mixed", one_load=one_load)
     befell = [trouble.what for trouble in troubles(plan.seed, PROFILES[plan.profile], plan.seconds, plan.processes)]
     assert {"kill", "pause"} <= set(befell), "choose another seed"
     report = await run(plan)
@@ -37,6 +48,18 @@ async def test_a_clean_run() -> None:
     assert {load.outcome for load in report.history.loads} >= {"ok", "failed"}
     assert len({act.kind for act in report.history.acts}) > 10
     assert report.told == ""
+
+
+@pytest.mark.parametrize("one_load", _modes())
+async def test_cold_keys_in_peace(one_load: str) -> None:
+    """Four processes, 50 callers each, ask for a cold key at once: one load in each process or, with leases, in the fleet, where one
+    that fails is tried once more. The counting is the checker's."""
+    plan = Plan(seed=1, profile="herd", one_load=one_load)
+    report = await run(plan)
+    assert not report.violations, str(report)
+    assert len(report.history.reads) == 2 * PROFILES["herd"].rounds * 4 * 50
+    rules = plan.rules
+    assert {load.key for load in report.history.loads} == rules.rounds | rules.failing_rounds
 
 
 @pytest.mark.parametrize("name", FAULTS)

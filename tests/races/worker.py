@@ -198,9 +198,20 @@ class Worker:
             case "get":
                 return [await self._get(item)]
             case "refresh" if item.function is not None:
-                return [await self.functions[item.family].refresh(**_arguments(item))]
+                return [await self._refresh(item)]
             case _:
                 return [await self._get_or_load(item)]
+
+    async def _refresh(self, item: Item) -> Any:
+        """Written down as an act, too: it is a reason for a load. It demands nothing."""
+        number, done = self.next_id(), None
+        self.log.write("act", number, "refresh", str(item.index), now(), [item.index], [-1])
+        try:
+            value = await self.functions[item.family].refresh(**_arguments(item))
+            done = True
+        finally:
+            self.log.write("acted", number, now(), done)
+        return value
 
     def _get_or_load(self, item: Item) -> Awaitable[Any]:
         if item.family == "key":
