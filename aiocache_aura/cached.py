@@ -13,7 +13,7 @@ import inspect
 import logging
 import typing
 import weakref
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +24,7 @@ from aiocache_aura.cache_manager import CacheManager
 from aiocache_aura.codecs.serializers import ANY, Serializer, serializer_for
 from aiocache_aura.context import Identity, identity
 from aiocache_aura.desk import listed
-from aiocache_aura.engine import Engine, Terms
+from aiocache_aura.engine import Engine
 from aiocache_aura.entries import shown
 from aiocache_aura.errors import BackendError, ConfigurationError
 from aiocache_aura.generations import Address, function_extra, tag_extra
@@ -35,6 +35,7 @@ from aiocache_aura.settings import Settings
 from aiocache_aura.signatures import CallSignature, warn_user
 from aiocache_aura.stats import Counts
 from aiocache_aura.templates import Template
+from aiocache_aura.terms import Terms
 from aiocache_aura.types import MISSING, CacheInfo, CacheParameters, Call
 
 log = logging.getLogger("aiocache_aura.decorators")
@@ -71,6 +72,15 @@ class _State:
         self.tenant_args, self.user_args = manager.settings.tenant_args, manager.settings.user_args
         self.ignored = manager.settings.exclude_types
         self.lookup: Callable[..., tuple[Any, ...]] | None = None
+
+    async def delete(self, addresses: Sequence[Address]) -> bool:
+        """Remove entries; whether it was delivered, which is logged if not."""
+        try:
+            await (await self.manager.engine()).delete(addresses, self.terms)
+        except BackendError as error:
+            log.error("entries of calls of %s were not deleted: %s", self.terms.label, error)
+            return False
+        return True
 
 
 class Cached:
@@ -242,12 +252,9 @@ class Cached:
     def _new_state(self, manager: CacheManager) -> _State:
         source = manager.policy(self.options.cache_type)
         policy = source.merged(self.options.policy)
-        terms = Terms(
+        terms = Terms.of(
+            policy,
             serializer=self._its_serializer(),
-            life=policy.life,
-            jitter=policy.jitter,
-            share=policy.share,
-            max_value_bytes=policy.max_value_bytes,
             counts=manager.counts(self.options.cache_type),
             own=self._counts.setdefault(manager, Counts()),
             label=keys.unescape(self.name),
@@ -289,14 +296,9 @@ class Cached:
     # Verbs
 
     async def invalidate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        _, engine, address, terms = await self.place(args, kwargs)
-        try:
-            if engine is not None:
-                await engine.delete([address], terms)
-                return True
-        except BackendError as error:
-            log.error("the entry of a call of %s was not deleted: %s", self.name, error)
-        return False
+        state = self.current_state()
+        addresses = [self._address(state, args, kwargs)]
+        return not state.manager.put_off(lambda held: held.delete(state.delete, addresses)) and await state.delete(addresses)
 
     async def refresh(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         manager, engine, address, terms = await self.place(args, kwargs)

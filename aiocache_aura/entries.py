@@ -7,22 +7,25 @@ and is remembered.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
-from dataclasses import dataclass
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
 from typing import Any
 
 from aiocache_aura.clock import Clock
-from aiocache_aura.codecs.envelope import Entry, unseal
-from aiocache_aura.codecs.serializers import Serializer, Undecodable
+from aiocache_aura.codecs import failures
+from aiocache_aura.codecs.envelope import IS_ERROR, IS_NONE, KIND, Entry, seal, unseal
+from aiocache_aura.codecs.serializers import Undecodable
 from aiocache_aura.errors import BackendError, ValueTooLargeError
+from aiocache_aura.freshness import Standing, is_used, standing
 from aiocache_aura.generations import Address, Addresses
 from aiocache_aura.policy import jittered
 from aiocache_aura.resilience.fail_safe import FaultLog
 from aiocache_aura.resilience.single_flight import Flights, Tick
-from aiocache_aura.stats import Counts
 from aiocache_aura.stores.base import Port, Scopes, Tokens
-from aiocache_aura.types import MISSING
+from aiocache_aura.terms import Terms
 
 log = logging.getLogger("aiocache_aura.engine")
 
@@ -30,20 +33,32 @@ FOR_EVER = float("inf")
 REMEMBERED = 1024
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
-    """How the entries of one function or verb are made and given."""
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What a lookup of a key came to: the entry that is there, the bytes of it, and the generations seen with it."""
 
-    serializer: Serializer
-    life: float
-    jitter: float = 0.0
-    share: bool = False
-    max_value_bytes: int
-    counts: Counts
-    own: Counts | None = None
-    label: str
-    convert: bool = False
-    personal: bool = False
+    standing: Standing
+    entry: Entry | None
+    raw: bytes | None = field(repr=False)
+    tokens: Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A stored value that a read may be given, and what it was found in. An `error` is what the load raised: it was cached as such."""
+
+    value: Any = field(repr=False)
+    error: Exception | None = field(repr=False)
+    sight: Sight
+
+    @property
+    def is_fresh(self) -> bool:
+        return self.sight.standing is Standing.FRESH
+
+    def give(self) -> Any:
+        if self.error is not None:
+            raise self.error
+        return self.value
 
 
 class Entries:
@@ -58,24 +73,32 @@ class Entries:
         self._under_way = self.flights.by_key
         self.unstorable: dict[str, str] = {}
         self._hints: dict[bytes, Scopes] = {}
+        self._sliding: set[bytes] = set()
+        self._chores: set[asyncio.Task[Any]] = set()
 
-    async def _find(self, address: Address, terms: Terms, answer: tuple[bytes | None, Tokens] | None) -> Any:
-        entry, _, _ = await self._examine(address, answer, terms)
-        return MISSING if entry is None else self._decoded(address, entry, terms)
+    async def _look(self, address: Address, terms: Terms, answer: tuple[bytes | None, Tokens] | None = None) -> tuple[Held | None, Sight]:
+        """What a read may be given, fresh or stale, and what was found."""
+        sight = await self._examine(address, terms, answer)
+        return self._held(address, sight, terms), sight
 
-    def _decoded(self, address: Address, entry: Entry, terms: Terms) -> Any:
-        """The value, or MISSING for an entry of another declared type."""
+    def _held(self, address: Address, sight: Sight, terms: Terms) -> Held | None:
+        """The value, None for what must not be given and for an entry of another declared type."""
+        entry = sight.entry
+        if entry is None or sight.standing is Standing.DEAD:
+            return None
+        if entry.flags & IS_ERROR:
+            error = failures.rebuilt(entry.payload, terms.cache_errors)
+            return None if error is None else Held(None, error, sight)
+        if entry.flags & IS_NONE:
+            return Held(None, None, sight)
         try:
-            return terms.serializer.decode(entry.codec, entry.schema, entry.payload)
+            return Held(terms.serializer.decode(entry.codec, entry.schema, entry.payload), None, sight)
         except Undecodable as reason:
             self._add(terms, "undecodable", 1)
             log.debug("undecodable %s: %s", self.shown(address), reason)
-            return MISSING
+            return None
 
-    async def _examine(
-        self, address: Address, answer: tuple[bytes | None, Tokens] | None, terms: Terms
-    ) -> tuple[Entry | None, bytes | None, Tokens]:
-        """(the entry if a read may be served from it, the bytes that are there, the generations seen with them)."""
+    async def _examine(self, address: Address, terms: Terms, answer: tuple[bytes | None, Tokens] | None = None) -> Sight:
         raw, tokens = answer or await self._port.lookup(address.key, self._hints.get(address.key, address.scopes))
         while raw is not None:
             entry = unseal(address.checksum, raw)
@@ -87,12 +110,11 @@ class Entries:
                 self._hint(address.key, tuple(dict.fromkeys((*address.scopes, *needed))))
                 raw, tokens = await self._port.lookup(address.key, self._hints[address.key])
                 continue
-            servable = entry.is_fresh(self._time()) and tokens.fingerprint(needed) == entry.fingerprint
-            return (entry if servable else None), raw, tokens
-        return None, raw, tokens
+            return Sight(standing(entry, self._time(), tokens.fingerprint(needed), terms.stale), entry, raw, tokens)
+        return Sight(Standing.DEAD, None, raw, tokens)
 
     def _scopes_of(self, address: Address, entry: Entry) -> Scopes:
-        if entry.extras == address.extras and entry.flags == address.flags:
+        if entry.extras == address.extras and entry.flags & ~KIND == address.flags:
             return address.scopes
         return self._addresses.scopes_of_entry(address, entry.flags, entry.extras)
 
@@ -111,19 +133,64 @@ class Entries:
             )
         return codec, payload
 
-    def _entry(self, terms: Terms, address: Address, sealed: tuple[int, bytes], fingerprint: bytes, created: float, cost: float) -> Entry:
+    def _entry(
+        self,
+        terms: Terms,
+        address: Address,
+        sealed: tuple[int, bytes],
+        fingerprint: bytes,
+        created: float,
+        cost: float,
+        *,
+        life: float,
+        kind: int = 0,
+    ) -> Entry:
         return Entry(
             codec=sealed[0],
-            flags=address.flags,
+            flags=address.flags | kind,
             created=created,
-            ttl=jittered(terms.life, terms.jitter),
-            stale=0.0,
+            ttl=jittered(life, terms.jitter),
+            stale=terms.stale,
             cost=cost,
             schema=terms.serializer.schema,
             fingerprint=fingerprint,
             extras=address.extras,
             payload=sealed[1],
         )
+
+    async def _renew(self, address: Address, sight: Sight, life: float) -> bool:
+        """Give the entry that was seen a new life, unless another is there by now, or its generations are not what they were."""
+        entry = sight.entry
+        if entry is None or sight.raw is None:
+            return False
+        scopes = self._scopes_of(address, entry)
+        reach = finite(life + entry.stale)
+        generations = await self._port.generations(scopes, life=reach, timeout=self._budget)  # which have to live as long (M8)
+        if generations.fingerprint(scopes) != entry.fingerprint:
+            return False
+        renewed = seal(address.checksum, entry.renewed(self._time(), life))
+        return await self._port.expire(address.key, renewed, reach, seen=sight.raw, timeout=self._budget)
+
+    def _slide(self, address: Address, held: Held, terms: Terms) -> None:
+        """A hit renews the life, behind the caller's back; not with every hit of a crowd."""
+        entry = held.sight.entry
+        if terms.sliding and entry is not None and is_used(entry, self._time()) and address.key not in self._sliding:
+            self._sliding.add(address.key)
+            self._behind(self._slid(address, held.sight, entry.ttl, terms))
+
+    async def _slid(self, address: Address, sight: Sight, life: float, terms: Terms) -> None:
+        try:
+            await self._renew(address, sight, life)
+        except BackendError as error:
+            self._fault(error, terms)
+        finally:
+            self._sliding.discard(address.key)
+
+    def _behind(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Do it without anybody waiting for it; `aclose` does."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._chores.add(task)
+        task.add_done_callback(self._chores.discard)
 
     # Counting and telling
 

@@ -54,6 +54,10 @@ class LoadDeadlineError(CacheError, TimeoutError):
     """A load ran past `load_deadline` and was cancelled."""
 
 
+class LoadFailedError(CacheError, RuntimeError):
+    """The load failed in other processes, with an error that cannot be raised here as it was; the message names its class."""
+
+
 class BackendError(CacheError):
     """The server could not be reached, refused the command, or answered with an error."""
 

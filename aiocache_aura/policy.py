@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 import random
 import re
@@ -33,7 +34,8 @@ def seconds(ttl: TTL) -> float:
     if isinstance(ttl, str):
         return _from_text(ttl)
     if not isinstance(ttl, int | float):
-        raise ConfigurationError(f"a TTL is seconds, a timedelta, text like '5m', or FOREVER, not {type(ttl).__name__}")
+        more = "; a function of the result is for decorators" if callable(ttl) else ""
+        raise ConfigurationError(f"a TTL is seconds, a timedelta, text like '5m', or FOREVER, not {type(ttl).__name__}{more}")
     if not 0 <= ttl < math.inf:
         raise ConfigurationError(f"a TTL is at least 0 and finite, not {ttl}; without end it is ttl=FOREVER")
     return float(ttl)
@@ -50,7 +52,7 @@ def _from_text(text: str) -> float:
 class CachePolicy:
     """How the entries of a type live. Times are seconds or any TTL form; every field is keyword-only.
 
-    The meaning of each field is in docs/policies.md. A field whose behaviour this version does not have yet takes its default only.
+    The meaning of each field is in docs/policies.md. A field of `NOT_YET`, whose behaviour this version does not have, takes its default only.
     """
 
     ttl: TTL = 60
@@ -92,8 +94,43 @@ class CachePolicy:
             _require(isinstance(aware, bool) or aware == "known", name, aware, "True, False or 'known'")
         whole = isinstance(self.max_value_bytes, int) and not isinstance(self.max_value_bytes, bool)
         _require(whole and self.max_value_bytes > 0, "max_value_bytes", self.max_value_bytes, "a number of bytes above 0")
-        _require(isinstance(self.share, bool), "share", self.share, "True or False")
+        for name in ("share", "keep_loading", "sliding", "cache_none"):
+            _require(isinstance(getattr(self, name), bool), name, getattr(self, name), "True or False")
+        _require(self.lease is None or isinstance(self.lease, bool), "lease", self.lease, "True, False, or None for 'where it makes sense'")
+        self._check_times()
+        self._check_what_is_stored()
         self._refuse_what_is_not_here_yet()
+
+    def _check_times(self) -> None:
+        _time("stale", self.stale, "how long past its life a value may stand in; 0 for never")
+        _require(_time("throttle", self.throttle, "a pause") < math.inf, "throttle", self.throttle, "a pause that ends")
+        for name in ("soft_timeout", "hard_timeout", "load_deadline", "negative_ttl"):
+            given = getattr(self, name)
+            if given is not None:
+                _require(_time(name, given, "a time") > 0, name, given, "a time above 0, or None for none of its own")
+        soft, hard = self.soft_timeout, self.hard_timeout
+        if soft is not None and hard is not None and seconds(soft) > seconds(hard):
+            raise ConfigurationError(
+                f"soft_timeout={soft!r} with hard_timeout={hard!r}: a caller takes a stale value after the soft one, and gives up after "
+                "the hard one, so the soft one is the shorter"
+            )
+        factor = self.early_refresh
+        is_factor = isinstance(factor, bool) or (isinstance(factor, int | float) and 0 < factor < math.inf)
+        _require(is_factor, "early_refresh", factor, "True, False, or a factor above 0: 2.0 refreshes earlier than 1.0, which True is")
+
+    def _check_what_is_stored(self) -> None:
+        _check_exceptions("stale_on", self.stale_on, BaseException)
+        _check_exceptions("cache_errors", self.cache_errors, Exception)
+        _require(
+            self.store_if is None or (callable(self.store_if) and not inspect.iscoroutinefunction(self.store_if)),
+            "store_if",
+            self.store_if,
+            "a plain function of the loaded value that says whether to store it",
+        )
+        if inspect.isawaitable(self.fallback):
+            if inspect.iscoroutine(self.fallback):
+                self.fallback.close()
+            raise ConfigurationError("fallback: it is a value, or a function that gives one; pass the function, not what calling it gave")
 
     def _refuse_what_is_not_here_yet(self) -> None:
         for name, allowed in NOT_YET.items():
@@ -120,20 +157,39 @@ def _require(condition: bool, name: str, value: object, what: str) -> None:
         raise ConfigurationError(f"{name}={value!r}: it is {what}")
 
 
+def _time(name: str, given: TTL, what: str) -> float:
+    """Seconds; an error that names the field."""
+    try:
+        return seconds(given)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{name}={given!r}: it is {what}, in the forms of a TTL ({error})") from None
+
+
+def _check_exceptions(name: str, given: object, base: type[BaseException]) -> None:
+    classes = given if isinstance(given, tuple | list | set) else (given,)
+    are_all = all(isinstance(each, type) and issubclass(each, base) for each in classes)
+    if not (isinstance(given, tuple) and are_all):
+        meant = ", ".join(each.__name__ for each in classes if isinstance(each, type)) if are_all else ""
+        what = "exceptions" if base is BaseException else "classes derived from Exception"
+        raise ConfigurationError(f"{name}={given!r:.120}: it is a tuple of {what}, such as {name}=({meant or 'KeyError'},)")
+
+
 FIELDS = frozenset(field.name for field in dataclasses.fields(CachePolicy))
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(CachePolicy)}
-_LATER = (
-    "stale stale_on soft_timeout hard_timeout load_deadline keep_loading throttle early_refresh sliding cache_none negative_ttl "
-    "cache_errors store_if fallback l1_ttl l1_bytes l1_entries codec compress_over encrypt"
-).split()
-NOT_YET: dict[str, tuple[Any, ...]] = {name: (_DEFAULTS[name],) for name in _LATER} | {"lease": (None, False), "l1": (None, False)}
+_LATER = ("l1_ttl", "l1_bytes", "l1_entries", "codec", "compress_over", "encrypt")
+NOT_YET: dict[str, tuple[Any, ...]] = {"l1": (None, False)} | {name: (_DEFAULTS[name],) for name in _LATER}
 
 
-class PolicyOverrides(TypedDict, total=False):
-    """The fields of a policy, every one optional: what a decorator or a call may pass on."""
-
+class _Life(TypedDict, total=False):
     ttl: TTL | None
+
+
+class _LifeOfResult(TypedDict, total=False):
+    ttl: TTL | Callable[[Any], TTL] | None
+
+
+class _Others(TypedDict, total=False):
     jitter: float
     stale: TTL
     stale_on: tuple[type[BaseException], ...]
@@ -163,6 +219,14 @@ class PolicyOverrides(TypedDict, total=False):
     max_value_bytes: int
 
 
+class PolicyOverrides(_Life, _Others, total=False):
+    """The fields of a policy, every one optional: what a call may pass on."""
+
+
+class DecoratorOverrides(_LifeOfResult, _Others, total=False):
+    """What a decorator may pass on: `PolicyOverrides`, and as `ttl=` a function of the result, too."""
+
+
 PRESETS: dict[str, CachePolicy] = {
     "menu": CachePolicy(ttl=CacheTTL.MENU_ITEMS),
     "permissions": CachePolicy(ttl=CacheTTL.USER_PERMISSIONS, l1=False, user_aware="known"),
@@ -181,4 +245,4 @@ def jittered(life: float, jitter: float) -> float:
     return life * (1 - jitter * random.random()) if jitter else life  # noqa: S311 - nothing secret about it
 
 
-__all__ = ["FOREVER", "PRESETS", "CachePolicy", "PolicyOverrides", "jittered", "seconds"]
+__all__ = ["FOREVER", "PRESETS", "CachePolicy", "DecoratorOverrides", "PolicyOverrides", "jittered", "seconds"]

@@ -18,7 +18,9 @@ class Counts:
         "load_seconds",
         "loads",
         "misses",
+        "overruns",
         "sets",
+        "stale_served",
         "undecodable",
         "unstorable",
     )
@@ -28,6 +30,7 @@ class Counts:
 
     def reset(self) -> None:
         self.hits = self.misses = self.loads = self.coalesced = self.load_errors = 0
+        self.stale_served = self.overruns = 0
         self.sets = self.deletes = self.invalidations = 0
         self.errors = self.undecodable = self.unstorable = 0
         self.load_seconds = 0.0

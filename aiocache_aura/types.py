@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias, TypedDict
+from typing import Any, Final, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypedDict, TypeVar
+
+T = TypeVar("T")
 
 
 class CacheTTL(enum.IntEnum):
@@ -67,6 +71,91 @@ class Call:
 
     def __repr__(self) -> str:
         return f"Call({', '.join(self._arguments)})"
+
+
+class Uncached(Generic[T]):
+    """`return Uncached(value)` from a cached function: its callers get the value, and it is not stored."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: T) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return f"Uncached({self.value!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class CacheEntry(Generic[T]):
+    """What is stored for a call: `await fn.entry(...)`, which tells a cached None from a miss. Times in seconds.
+
+    `left` is what is left of its life, `math.inf` for ever; a stale value, which a read may be given while it is refreshed, has none.
+    """
+
+    value: T
+    age: float
+    left: float
+    is_fresh: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """What is stored under a key, and what a read would make of it: `await manager.explain(...)`. Times in seconds, sizes in bytes.
+
+    `verdict` is "hit", "stale" or "miss", and `why` says it in a sentence. `scopes` are what the entry depends on: whether each has a
+    generation now. `holder` tells who is loading it, if somebody does.
+    """
+
+    key: str
+    verdict: Literal["hit", "stale", "miss"]
+    why: str
+    size: int | None = None
+    codec: str | None = None
+    age: float | None = None
+    ttl: float | None = None
+    left: float | None = None
+    stale_left: float | None = None
+    cost: float | None = None
+    scopes: Mapping[str, bool] = field(default_factory=dict)
+    holder: str | None = None
+
+    def __str__(self) -> str:
+        """The verdict, then a line for each thing that is known."""
+        told = {
+            "value": _joined(None if self.size is None else f"{self.size:,} bytes", self.codec),
+            "life": _joined(
+                _seconds(self.age, "old"),
+                _seconds(self.ttl, "to live"),
+                None if self.left is None else "past its life" if self.left <= 0 else _seconds(self.left, "left"),
+                _seconds(self.stale_left, "as stale") if self.stale_left else None,
+            ),
+            "cost": _seconds(self.cost, "to load"),
+            "loading": self.holder,
+        }
+        lines = [f"{self.key}", f"  {self.verdict}: {self.why}", *(f"  {name}: {text}" for name, text in told.items() if text)]
+        width = max(map(len, self.scopes), default=0)
+        scopes = [f"    {scope:{width}} {'has a generation' if known else 'has none'}" for scope, known in self.scopes.items()]
+        return "\n".join([*lines, *(["  depends on:", *scopes] if scopes else [])])
+
+
+def _joined(*parts: str | None) -> str:
+    return ", ".join(part for part in parts if part)
+
+
+def _seconds(number: float | None, what: str) -> str | None:
+    if number is None:
+        return None
+    return f"for ever {what}" if number == math.inf else f"{number:,.3f}".rstrip("0").rstrip(".") + f" s {what}"
+
+
+class CallOptions(TypedDict, total=False):
+    """What one call may ask for: `await fn.using(fresh=True)(...)`."""
+
+    fresh: bool
+    max_stale: TTL | None
+    refresh: bool
+    l1: bool
+    ttl: TTL | None
 
 
 class CacheInfo(NamedTuple):

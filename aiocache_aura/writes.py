@@ -8,6 +8,7 @@ other): a token that was missing then could not tell. At worst the value is not 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,12 +16,13 @@ from typing import Any, NamedTuple
 from aiocache_aura import keys
 from aiocache_aura.clock import Clock
 from aiocache_aura.codecs.envelope import seal
-from aiocache_aura.entries import REMEMBERED, Entries, Terms, finite, log
+from aiocache_aura.entries import REMEMBERED, Entries, finite, log
 from aiocache_aura.errors import BackendError
+from aiocache_aura.freshness import Standing
 from aiocache_aura.generations import Address, Addresses
 from aiocache_aura.resilience.single_flight import Tick
 from aiocache_aura.stores.base import Port, Scopes, Tokens
-from aiocache_aura.types import MISSING
+from aiocache_aura.terms import Terms
 
 REMEMBER_FOR = 30.0  # seconds that a miss of this process vouches for a later `set` of the key
 
@@ -38,14 +40,9 @@ class Writes(Entries):
 
     def __init__(self, port: Port, addresses: Addresses, clock: Clock, *, budget: float, tick: Tick, log_keys: bool = False) -> None:
         super().__init__(port, addresses, clock, budget=budget, tick=tick, log_keys=log_keys)
-        self._missed: dict[bytes, _Miss] = {}
+        self._missed: dict[tuple[bytes, int], _Miss] = {}  # by key and task; 0 is the key's last, whoever missed it
         self._dropped: dict[bytes, int] = {}  # when, by the tick, this process last invalidated a scope
         self._dropped_until = -1  # the latest of what is no longer in there
-
-    async def ttl(self, address: Address, terms: Terms) -> float | None:
-        """Seconds left of an entry that a read would be served from, inf for ever; None if there is none."""
-        entry, _, _ = await self._examine(address, None, terms)
-        return None if entry is None else entry.left(self._time())
 
     async def set(self, items: Sequence[tuple[Address, Any]], terms: Terms) -> bool:
         """Write values over whatever is there, and void the loads under way (M10); False if an invalidation has voided one of them."""
@@ -69,8 +66,8 @@ class Writes(Entries):
         return not void
 
     def _write(self, terms: Terms, address: Address, sealed: tuple[int, bytes], fingerprint: bytes) -> tuple[bytes, bytes, float | None]:
-        entry = self._entry(terms, address, sealed, fingerprint, self._time(), 0.0)
-        return address.key, seal(address.checksum, entry), finite(entry.ttl)
+        entry = self._entry(terms, address, sealed, fingerprint, self._time(), 0.0, life=terms.life)
+        return address.key, seal(address.checksum, entry), finite(entry.ttl + entry.stale)
 
     def _encode_explicit(self, terms: Terms, value: Any) -> tuple[int, bytes]:
         return self._encode(terms, terms.serializer.convert(value) if terms.convert else value)
@@ -78,7 +75,7 @@ class Writes(Entries):
     async def _fingerprints(self, addresses: Sequence[Address], terms: Terms, missed: Mapping[bytes, _Miss]) -> dict[bytes, bytes]:
         """Of each key, the generations that a `set` of it stores: those this process saw missing it, else those there are now (M10)."""
         scopes = tuple(dict.fromkeys(scope for address in addresses for scope in address.scopes))
-        asked = (await self._port.generations(scopes, life=finite(terms.life), timeout=self._budget)).found  # and live as long (M8)
+        asked = (await self._port.generations(scopes, life=finite(terms.reach), timeout=self._budget)).found  # and live as long (M8)
         prints = {}
         for address in addresses:
             known = missed[address.key].tokens.found
@@ -90,13 +87,22 @@ class Writes(Entries):
         return prints
 
     def _remember_miss(self, address: Address, tokens: Tokens, began: int) -> None:
-        if len(self._missed) >= REMEMBERED:
+        miss = _Miss(began, tokens, self._monotonic())
+        for place in ((address.key, _this_task()), (address.key, 0)):
+            self._missed.pop(place, None)
+            self._missed[place] = miss
+        while len(self._missed) > 2 * REMEMBERED:
             del self._missed[next(iter(self._missed))]
-        self._missed[address.key] = _Miss(began, tokens, self._monotonic())
 
     def _recall(self, address: Address) -> _Miss:
-        """This process's miss of the key, where it is recent; else as if it had been missed now, and nothing had been seen."""
-        now, miss = self._monotonic(), self._missed.pop(address.key, None)
+        """This task's miss of the key, or else the process's last, if recent; else as if it had been missed now, and nothing had been seen.
+
+        A younger miss of another task must not vouch for an older value (own_writes: last_miss_of_the_key).
+        """
+        now, last = self._monotonic(), self._missed.get((address.key, 0))
+        miss = self._missed.pop((address.key, _this_task()), last)
+        if miss is last:
+            self._missed.pop((address.key, 0), None)
         return _Miss(self._tick.now, Tokens({}), now) if miss is None or now - miss.when >= REMEMBER_FOR else miss
 
     def _was_dropped(self, address: Address, since: int) -> bool:
@@ -109,35 +115,30 @@ class Writes(Entries):
         if not terms.life:
             return False
         began = self._tick.now
-        entry, raw, tokens = await self._examine(address, None, terms)
-        if entry is not None and self._decoded(address, entry, terms) is not MISSING:
+        held, sight = await self._look(address, terms)
+        if held is not None and held.is_fresh:
             return False
         miss = self._recall(address)
         if miss.began > began or self._was_dropped(address, miss.began):  # what it found itself is newer, and all that an `add` claims
-            miss = _Miss(began, tokens, miss.when)
+            miss = _Miss(began, sight.tokens, miss.when)
         fingerprint = (await self._fingerprints([address], terms, {address.key: miss}))[address.key]
         if self._was_dropped(address, miss.began):
             return False
         self.flights.close([address.key])
         key, fresh, life = self._write(terms, address, sealed, fingerprint)
-        written = await self._port.store_if(key, fresh, life, seen=raw, timeout=self._budget)
+        written = await self._port.store_if(key, fresh, life, seen=sight.raw, timeout=self._budget)
         self.flights.close([address.key])
         self._add(terms, "sets", int(written))
         return written
 
     async def touch(self, address: Address, life: float, terms: Terms) -> bool:
         """Give an entry that a read would find `life` seconds from now; False if there is none."""
-        entry, raw, _ = await self._examine(address, None, terms)
-        if entry is None or raw is None:
+        sight = await self._examine(address, terms)
+        if sight.standing is not Standing.FRESH:
             return False
         if not life:
             return bool(await self.delete([address], terms))
-        scopes = self._scopes_of(address, entry)
-        generations = await self._port.generations(scopes, life=finite(life), timeout=self._budget)  # which have to live as long (M8)
-        if generations.fingerprint(scopes) != entry.fingerprint:
-            return False
-        renewed = seal(address.checksum, entry.renewed(self._time(), life))
-        return await self._port.expire(address.key, renewed, finite(life), seen=raw, timeout=self._budget)
+        return await self._renew(address, sight, life)
 
     async def delete(self, addresses: Sequence[Address], terms: Terms | None = None) -> int:
         """Remove values and void the loads under way; how many were stored."""
@@ -153,12 +154,15 @@ class Writes(Entries):
                 log.debug("deleted %s", self.shown(address))
         return gone
 
-    async def invalidate(self, scopes: Scopes) -> bool:
-        """Drop these generations; False if the store did not take it, which is logged. Never raises for the store."""
+    async def invalidate(self, scopes: Scopes, *, soft: bool = False) -> bool:
+        """Drop these generations, or, `soft`, leave their entries as stale; False if the store did not take it, which is logged.
+
+        Never raises for the store.
+        """
         meant = frozenset(scopes)
         self._close_meant(meant)
         try:
-            await self._port.invalidate(scopes, timeout=self._budget)
+            await self._port.invalidate(scopes, timeout=self._budget, soft=soft)
         except BackendError as error:
             log.error("an invalidation of %d scopes was not delivered: %s", len(scopes), error)
             return False
@@ -196,6 +200,11 @@ class Writes(Entries):
             self.flights.close_where(lambda flight: matches(flight.key))
         log.debug("invalidated %d entries of %s by a pattern", gone, cache_type)
         return gone
+
+
+def _this_task() -> int:
+    """The current task; one that has its number after it has ended is judged by an older miss, which is safe."""
+    return id(asyncio.current_task())
 
 
 def _among(wanted: str | None, found: str | None) -> bool:

@@ -6,7 +6,7 @@
     3       8      entry id, random for each fill: scripts compare it, so it is outside the checksum and its place never changes
     11      4      crc32 over the full key, the rest of the head, the extras and the payload
     15      1      codec of the payload
-    16      1      flags: which side of the owner is left out; what else the entry is
+    16      1      flags: which side of the owner is left out (1, 2); a loaded None (64), an error that the load raised (128)
     17      8 x 3  created (seconds since the epoch, when its load began), ttl, stale (seconds; ttl is inf for ever)
     41      4      cost of the load (seconds)
     45      8      schema of the declared type, 0 for none
@@ -33,6 +33,8 @@ COVERED_FROM = _FRONT.size
 ID = slice(3, 11)
 FRONT = slice(0, COVERED_FROM)
 MAX_EXTRAS = 2**16 - 1
+IS_NONE, IS_ERROR = 64, 128
+KIND = IS_NONE | IS_ERROR
 
 
 def key_checksum(key: bytes) -> int:

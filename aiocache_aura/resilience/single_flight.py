@@ -12,7 +12,10 @@ Invariants
 - Who arrives while the fill is under way waits for its verdict and then looks up (M4). A lookup that missed although the key was filled
   after the lookup had begun looks up again (V25).
 - The last caller to leave takes the flight out of the registry and cancels it, in one synchronous stretch (M17): nobody joins what is
-  being cancelled. While filling there is nothing left to cancel.
+  being cancelled. While filling there is nothing left to cancel. A flight that is kept is not cancelled: one that nobody has waited for
+  from the start, one that outlives its callers, or whose callers' patience has ended. Of these there are at most `MOST_BEHIND`.
+- A flight that is failed from outside, by its deadline, is over at once, whether or not its load heeds being cancelled.
+- A flight waits for another while one of its loads is a caller aboard it. Boarding never closes a circle of these.
 - A flight's end takes out only itself, by identity: a superseded flight does not remove its successor (V24).
 - Closed, superseded: whoever has joined keeps the flight; later callers start another; a closed flight stores nothing (M18).
 - A personal load uses what belongs to its caller (a session). It ends with that caller, which waits until it has, and the next waiting
@@ -29,7 +32,7 @@ from typing import Any, Final, TypeAlias
 
 import anyio
 
-from aiocache_aura.errors import CacheError, RecursiveLoadError
+from aiocache_aura.errors import CacheError, LoadDeadlineError, RecursiveLoadError
 
 Load: TypeAlias = Callable[[], Awaitable[Any]]
 
@@ -42,9 +45,11 @@ class Retry(Enum):
 
 RETRY: Final = Retry.RETRY
 REMEMBERED_FILLS = 1024
+MOST_BEHIND = 100
+CLOSING = 5.0  # seconds that loads have to end in when everything is closed
 
 
-class _NobodyLoads(CacheError):
+class NobodyLoads(CacheError):
     """Whose load it was has left, and who still waits has brought none."""
 
 
@@ -73,12 +78,13 @@ class Phase(IntEnum):
 
 
 class Waiter:
-    """One caller aboard a flight."""
+    """One caller aboard a flight; `content` if it has a value to go on with."""
 
-    __slots__ = ("began", "context", "early", "future", "load")
+    __slots__ = ("aboard", "began", "content", "context", "early", "future", "load")
 
-    def __init__(self, began: int, early: bool, load: Load | None) -> None:
-        self.began, self.early, self.load = began, early, load
+    def __init__(self, began: int, early: bool, load: Load | None, content: bool) -> None:
+        self.began, self.early, self.load, self.content = began, early, load, content
+        self.aboard = _aboard.get()
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.context: Context | None = None if load is None else copy_context()
 
@@ -86,10 +92,11 @@ class Waiter:
 class Flight:
     """One load on its way, and who waits for it."""
 
-    __slots__ = ("_crew", "_flights", "_running", "key", "load_tick", "phase", "refreshes", "scopes", "waiters")
+    __slots__ = ("_crew", "_flights", "_running", "anew", "kept", "key", "load_tick", "outlives", "phase", "refreshes", "scopes", "waiters")
 
     def __init__(self, flights: Flights, key: bytes, scopes: Iterable[bytes], refreshes: bool) -> None:
         self.key, self.scopes, self.refreshes = key, frozenset(scopes), refreshes
+        self.anew = self.outlives = self.kept = False
         self.phase = Phase.CLAIMING
         self.load_tick: int | None = None
         self.waiters: dict[Waiter, None] = {}
@@ -108,21 +115,34 @@ class Flight:
         """Whether a read that began then is one that the load began after."""
         return self.load_tick is None or began <= self.load_tick
 
+    @property
+    def is_wanted(self) -> bool:
+        return self.phase is Phase.FILLING or (self.phase is not Phase.DONE and (bool(self.waiters) or self.kept))
+
+    @property
+    def is_content(self) -> bool:
+        """Whether everybody who waits, if anybody does, has a value to go on with."""
+        return all(waiter.content for waiter in self.waiters)
+
     # Callers
 
-    def board(self, began: int, load: Load | None = None) -> Waiter:
+    def board(self, began: int, load: Load | None = None, *, content: bool = False) -> Waiter:
         """Join now; a `load` is this caller's own, for a personal flight."""
         self.refuse_recursion()
-        waiter = Waiter(began, self.phase < Phase.FILLING, load)
+        waiter = Waiter(began, self.phase < Phase.FILLING, load, content)
         self.waiters[waiter] = None
         return waiter
 
     def refuse_recursion(self) -> None:
-        """RecursiveLoadError for a loader that would wait for itself."""
-        if self in _aboard.get():
-            raise RecursiveLoadError(
-                "a loader asked the cache for the key that it is loading; call the uncached function (fn.__wrapped__) there"
-            )
+        """RecursiveLoadError for a loader that would wait for itself, through whatever other loads."""
+        waiting = [*_aboard.get()]
+        for flight in waiting:  # grows: who waits for these, and who for those
+            if flight is self:
+                raise RecursiveLoadError(
+                    "a loader asked the cache for the key that it is loading, or for one whose loader waits for it; call the uncached "
+                    "function (fn.__wrapped__) there"
+                )
+            waiting += [other for waiter in flight.waiters for other in waiter.aboard if other not in waiting]
 
     async def outcome(self, waiter: Waiter) -> Any:
         """What the load gave, its exception, or RETRY. Leaves the flight when the caller is cancelled."""
@@ -139,12 +159,23 @@ class Flight:
                 waiter.future.exception()  # retrieved: nobody else will
             return
         running = self._running
-        if not self.waiters and self.phase < Phase.FILLING:
+        if not self.waiters and self.phase < Phase.FILLING and not (self.kept or (self.outlives and self.keep())):
             self._abandon()
         if running is not None and running[0] is waiter:
             running[1].cancel()
             with anyio.CancelScope(shield=True):  # a scope of anyio's cancels again and again, and would end the wait at once
                 await asyncio.wait({running[1]}, timeout=self._flights.patience)
+
+    def part(self, waiter: Waiter) -> None:
+        """Go, and let the load go on without anybody, if there is room for one more such; else it is abandoned."""
+        self.waiters.pop(waiter, None)
+        if not self.waiters and self.phase < Phase.FILLING and not self.keep():
+            self._abandon()
+
+    def keep(self) -> bool:
+        """Have the load go on though nobody waits for it; False if there are too many of these."""
+        self.kept = self.kept or self._flights.take_behind(self._crew)
+        return self.kept
 
     def _abandon(self) -> None:
         """Nobody waits any more. A personal load under way is cancelled by the leaving of its owner, once, so that it can clean up."""
@@ -166,7 +197,7 @@ class Flight:
         while True:
             owner = next((waiter for waiter in self.waiters if waiter.load is not None), None)
             if owner is None or owner.load is None:
-                raise _NobodyLoads("whose load it was has left")
+                raise NobodyLoads("whose load it was has left")
             self.begin_load()
             task = asyncio.get_running_loop().create_task(self._in_flight(owner.load), context=owner.context)
             self._running = owner, task
@@ -179,7 +210,7 @@ class Flight:
                 self._running = None
 
     async def _in_flight(self, load: Load) -> Any:
-        _aboard.set((*_aboard.get(), self))
+        _aboard.set((self,))
         return await load()
 
     def finish(self, result: Any, *, confirmed: bool) -> None:
@@ -191,13 +222,20 @@ class Flight:
     def fail(self, error: BaseException) -> None:
         """The load failed: founders get its exception, late ones look again."""
         for waiter in self._end():
-            late = not self.was_founded_by(waiter.began) and not isinstance(error, CacheError)
-            if late or isinstance(error, _NobodyLoads):
+            late = not self.was_founded_by(waiter.began) and (isinstance(error, LoadDeadlineError) or not isinstance(error, CacheError))
+            if late or isinstance(error, NobodyLoads):
                 waiter.future.set_result(RETRY)
             elif isinstance(error, asyncio.CancelledError):
                 waiter.future.cancel()
             else:
                 waiter.future.set_exception(error)
+
+    def overrun(self, error: BaseException) -> None:
+        """Its time is up: over now, and its load cancelled."""
+        if self.phase < Phase.FILLING:
+            self.fail(error)
+            if self._crew is not None:
+                self._crew.lose(self)
 
     def _end(self) -> list[Waiter]:
         self._flights.take_out(self)
@@ -220,8 +258,7 @@ class _Crew:
         self.task: asyncio.Task[None] | None = None
 
     def lose(self, flight: Flight) -> None:
-        wanted = any(other.waiters or other.phase >= Phase.FILLING for other in self.flights if other is not flight)
-        if not wanted and self.task is not None:
+        if self.task is not None and not any(other.is_wanted for other in self.flights if other is not flight):
             self.task.cancel()
 
 
@@ -232,10 +269,12 @@ class Flights:
         self.tick, self.patience = tick, patience
         self.by_key: dict[bytes, Flight] = {}
         self._tasks: dict[asyncio.Task[None], _Crew] = {}
+        self._behind: set[_Crew | None] = set()
         self._filled: dict[bytes, int] = {}
 
     def __repr__(self) -> str:
-        return f"<Flights {len(self.by_key)} open, {len(self._tasks)} tasks>"
+        behind = f", {len(self._behind)} behind" if self._behind else ""
+        return f"<Flights {len(self.by_key)} open, {len(self._tasks)} tasks{behind}>"
 
     def __len__(self) -> int:
         return len(self.by_key)
@@ -257,12 +296,35 @@ class Flights:
         self._tasks[task] = crew
         task.add_done_callback(lambda done: self._landed(crew, done))
 
+    def split(self, flight: Flight, drive: Callable[[], Awaitable[None]]) -> None:
+        """Let a flight of a batch go its own way."""
+        if flight._crew is not None:  # noqa: SLF001 - as in `start`
+            flight._crew.flights.remove(flight)  # noqa: SLF001
+        self.start([flight], drive)
+        if flight.kept:
+            flight.kept = self.take_behind(flight._crew)  # noqa: SLF001
+
     async def _aboard_of(self, flights: list[Flight], drive: Callable[[], Awaitable[None]]) -> None:
-        _aboard.set((*_aboard.get(), *flights))
+        _aboard.set(tuple(flights))
         await drive()
+
+    @property
+    def has_room_behind(self) -> bool:
+        """Whether one more load may go on without anybody who waits for it."""
+        return len(self._behind) < MOST_BEHIND
+
+    def take_behind(self, crew: _Crew | None) -> bool:
+        """Count a crew among those that nobody waits for; False if there are too many."""
+        if crew in self._behind:
+            return True
+        if self.has_room_behind:
+            self._behind.add(crew)
+            return True
+        return False
 
     def _landed(self, crew: _Crew, task: asyncio.Task[None]) -> None:
         self._tasks.pop(task, None)
+        self._behind.discard(crew)
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         for flight in crew.flights:
             if flight.phase is not Phase.DONE:
@@ -302,4 +364,4 @@ class Flights:
         for task in tasks:
             task.cancel()
         if tasks:
-            await asyncio.wait(tasks)
+            await asyncio.wait(tasks, timeout=CLOSING)

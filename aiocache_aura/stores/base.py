@@ -1,6 +1,7 @@
 """The seams of the store floor: what the engine asks of a store, and what the Redis store asks of a connection.
 
-`Port` is what the engine sees: one event loop's way to stored bytes, generations and permits. `Lane` is what the Redis store sees: a way to
+`Port` is what the engine sees: one event loop's way to stored bytes, generations and permits; `Leases` what it sees of a store that several
+processes share. `Lane` is what the Redis store sees: a way to
 write groups of commands and have their replies in order, whether over a multiplexed connection of ours or over a client's public API.
 """
 
@@ -16,7 +17,8 @@ from aiocache_aura.errors import BackendError
 Command: TypeAlias = tuple[str | bytes | int, ...]
 Scopes: TypeAlias = tuple[bytes, ...]
 
-TOKEN_BYTES = 16  # 8 that a hard invalidation replaces, 8 that a soft one does (M7)
+TOKEN_BYTES = 16
+HARD_BYTES = 8  # of these, from the front, that only a hard invalidation replaces; a soft one replaces the others (M7)
 
 
 class Handler(Protocol):
@@ -73,6 +75,25 @@ class NoHandler:
         return None
 
 
+class CallHandler:
+    """A handler that calls somebody at the end: with the replies, or with none if they cannot be had."""
+
+    __slots__ = ("_then",)
+
+    def __init__(self, then: Callable[[Sequence[object]], None]) -> None:
+        self._then = then
+
+    def written(self) -> None:
+        return None
+
+    def deliver(self, replies: list[object]) -> bool:
+        self._then(replies)
+        return True
+
+    def fail(self, error: BackendError) -> None:
+        self._then(())
+
+
 def own_copy(error: BackendError) -> BackendError:
     """The same error for one more caller: a traceback grows with each that raises it."""
     copy = error.__class__(*error.args)
@@ -100,6 +121,31 @@ class Lane(Protocol):
         ...
 
 
+class Ear(Protocol):
+    """Who listens to a channel."""
+
+    def began(self) -> None:
+        """All that is published from now on is heard."""
+
+    def heard(self, payload: bytes) -> None: ...
+
+    def ended(self) -> None:
+        """What is published from now on may not be heard."""
+
+
+class Listener(Protocol):
+    """A subscription to one channel, for one event loop."""
+
+    @property
+    def is_live(self) -> bool: ...
+
+    def check(self, timeout: float) -> None:
+        """Subscribe, if it has not; else see whether the connection is alive. Both take at most `timeout` seconds, and go on behind."""
+
+    def hang_up(self) -> None:
+        """Leave the channel until the next check."""
+
+
 class Link(Protocol):
     """One event loop's lanes to one server: reads never wait behind writes."""
 
@@ -108,6 +154,10 @@ class Link(Protocol):
 
     @property
     def writes(self) -> Lane: ...
+
+    def listen(self, channel: bytes, ear: Ear) -> Listener | None:
+        """A subscription, which is closed with the link; None where the connections cannot have one."""
+        ...
 
     async def aclose(self) -> None:
         """Close the connections; idempotent."""
@@ -152,10 +202,66 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a load needs before it begins: the permit of its key, and its generations as they are now."""
+    """What a load needs before it begins: the permit of its key, or the lease, and its generations as they are now."""
 
     permit: bytes
     tokens: Tokens
+    leased: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """A key that one process in the fleet is to load."""
+
+    key: bytes
+    scopes: Scopes
+    life: float | None  # seconds that an entry of it may be there, None for ever
+    seen: bytes | None = field(default=None, repr=False)  # the stored bytes that the asker knows: other ones are an answer (M12)
+    chain: bytes = b""  # the attempts that the asker has waited for (M14)
+    force: bool = False  # whoever holds the lease
+    content: bool = False  # has a value to go on with: does not load before a failure's pause is over
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Another value than the one that was seen, and the generations as they are with it."""
+
+    raw: bytes = field(repr=False)
+    tokens: Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Somebody loads the key: which chain of attempts that is, and for how many seconds the lease is good."""
+
+    chain: bytes
+    left: float
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The load has failed: what `Leases.fail` was told, and the seconds until a content asker may try."""
+
+    reason: bytes
+    pause: float
+
+
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """Whoever loaded the key has nothing to share: each process loads for itself."""
+
+
+Standing: TypeAlias = Claim | Found | Held | Failed | Alone
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who holds a key's lease: for messages."""
+
+    token: bytes
+    attempt: int
+    failed: bool
+    left: float  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,17 +281,64 @@ class Fill:
     life: float | None  # seconds, None for ever
     permit: bytes
     scopes: Scopes
+    leased: bool = False  # the permit is a lease: it goes with the fill, and who follows it is woken
+
+
+class Follower(Protocol):
+    """A place among those who want to be told when the load of a key has ended. Taken before the key is asked for (M13)."""
+
+    async def wait(self, seconds: float) -> None:
+        """Until the key is to be asked for again: its holder has ended, the time is up, or wake-ups could have been missed so far."""
+
+    def close(self) -> None:
+        """Leave it."""
+
+
+class Leases(Protocol):
+    """One event loop's leases: who in the fleet loads a key. They are renewed as long as they are held."""
+
+    def follow(self, key: bytes) -> Follower: ...
+
+    async def acquire(self, wants: Sequence[Want], *, timeout: float, written: Callable[[], None]) -> list[Standing]:
+        """Where each key stands, in one round trip: a Claim is a lease that is now held (M12, M14, M15). May raise BackendError.
+
+        `written` is called each time that the request is written: what it finds serves only reads that began before.
+        """
+        ...
+
+    def release(self, key: bytes, lease: bytes) -> None:
+        """Give a lease back, at once and behind the caller's back; who follows it is woken. Nothing if it is held no more."""
+
+    def fail(self, key: bytes, lease: bytes, reason: bytes, *, throttle: float) -> None:
+        """As `release`, but leave word of a failure (M14): content askers pause for `throttle` seconds."""
+
+    def leave_alone(self, key: bytes, lease: bytes) -> None:
+        """As `release`, but leave word that there is nothing to share."""
+
+    async def holder(self, key: bytes, *, timeout: float) -> Holder | None:
+        """Who holds the key's lease. May raise BackendError."""
+        ...
 
 
 class Port(Protocol):
     """One event loop's way to stored bytes, generations and permits. Every method may raise BackendError."""
 
+    @property
+    def leases(self) -> Leases | None:
+        """None where no other process can load the same keys."""
+        ...
+
     def lookup(self, key: bytes, scopes: Scopes) -> Awaitable[tuple[bytes | None, Tokens]]:
         """The value of `key` and the tokens of `scopes`; lookups of one tick share a round trip (M1)."""
         ...
 
-    async def claim(self, keys: Sequence[tuple[bytes, Scopes]], *, life: float | None, timeout: float) -> list[Claim]:
-        """A permit for each key and its generations, planted where missing, in one round trip (M6, M9)."""
+    async def claim(
+        self, keys: Sequence[tuple[bytes, Scopes]], *, life: float | None, timeout: float, within: float | None = None
+    ) -> list[Claim]:
+        """A permit for each key and its generations, planted where missing, in one round trip (M6, M9).
+
+        A load that takes up to `within` seconds may still fill; None for as long as the store thinks fit.
+        """
         ...
 
     async def fill(self, fills: Sequence[Fill], *, written: Callable[[], None], timeout: float) -> list[Verdict]:
@@ -207,8 +360,8 @@ class Port(Protocol):
         """Remove permits, then values; how many values were there (M9)."""
         ...
 
-    async def invalidate(self, scopes: Iterable[bytes], *, timeout: float) -> None:
-        """Drop the tokens of these scopes: one command, whatever depends on them (M7)."""
+    async def invalidate(self, scopes: Iterable[bytes], *, timeout: float, soft: bool = False) -> None:
+        """Drop the tokens of these scopes: one command, whatever depends on them (M7). `soft`: replace only their soft halves."""
 
     async def expire(self, key: bytes, raw: bytes, life: float | None, *, seen: bytes, timeout: float) -> bool:
         """Put `raw` in place of `seen` with a new life; False if something else is there now."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from aiocache_aura.clock import Clock
 from aiocache_aura.codecs.envelope import FRONT
 from aiocache_aura.errors import BackendError
-from aiocache_aura.stores.base import TOKEN_BYTES, Claim, Fill, Scopes, Tokens, Verdict
+from aiocache_aura.stores.base import HARD_BYTES, TOKEN_BYTES, Claim, Fill, Scopes, Tokens, Verdict
 from aiocache_aura.stores.sieve import Sieve
 
 OVERHEAD_BYTES = 400  # of one entry beside its key and value: nodes, dict slots, object headers
@@ -33,12 +33,18 @@ class MemoryStore:
     def __repr__(self) -> str:
         return f"MemoryStore({self.values!r})"
 
+    @property
+    def leases(self) -> None:
+        """No other process loads what is in here."""
+
     async def lookup(self, key: bytes, scopes: Scopes) -> tuple[bytes | None, Tokens]:
         with self._lock:
             now = self._now()
             return self.values.get(key, now), self._read(scopes, now)
 
-    async def claim(self, keys: Sequence[tuple[bytes, Scopes]], *, life: float | None, timeout: float) -> list[Claim]:
+    async def claim(
+        self, keys: Sequence[tuple[bytes, Scopes]], *, life: float | None, timeout: float, within: float | None = None
+    ) -> list[Claim]:
         with self._lock:
             now = self._now()
             return [Claim(self._permit(key, now), self._plant(scopes, now)) for key, scopes in keys]
@@ -86,10 +92,12 @@ class MemoryStore:
                 self.values.pop(key)
             return there
 
-    async def invalidate(self, scopes: Iterable[bytes], *, timeout: float) -> None:
+    async def invalidate(self, scopes: Iterable[bytes], *, timeout: float, soft: bool = False) -> None:
         with self._lock:
             for scope in scopes:
-                self._tokens.pop(scope)
+                token = self._tokens.pop(scope)
+                if soft and token is not None:
+                    self._tokens.put(scope, token[:HARD_BYTES] + os.urandom(TOKEN_BYTES - HARD_BYTES))
 
     async def purge(self, glob: bytes, matches: Callable[[bytes], bool], *, timeout: float) -> int:
         with self._lock:

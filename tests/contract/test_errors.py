@@ -48,6 +48,7 @@ KINDS = {
     errors.RecursiveLoadError: RuntimeError,
     errors.LoadTimeoutError: TimeoutError,
     errors.LoadDeadlineError: TimeoutError,
+    errors.LoadFailedError: RuntimeError,
     errors.BackendError: Exception,
     errors.BackendTimeoutError: TimeoutError,
 }

@@ -1,0 +1,46 @@
+"""How fresh an entry is: two lives, and a throw of dice.
+
+An entry is fresh for `ttl` seconds from when its load began, and may stand in for `stale` seconds more. An invalidation ends both lives, a
+soft one the first only: generations have two halves, and the soft one alone is replaced (M7).
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from enum import Enum
+
+from aiocache_aura.codecs.envelope import Entry
+
+HARD = 8  # bytes of a fingerprint that a soft invalidation leaves as they are
+FLOOR = 0.04  # of the ttl: what a load is taken to cost at least, or cheap ones would be refreshed too late
+
+
+class Standing(Enum):
+    FRESH = "fresh"
+    STALE = "stale"
+    DEAD = "dead"
+
+
+def standing(entry: Entry, now: float, fingerprint: bytes | None, stale: float) -> Standing:
+    """What an entry is at a time, by the generations that are found; `stale` is how many seconds past its life the reader takes it."""
+    if fingerprint is None or fingerprint[:HARD] != entry.fingerprint[:HARD]:
+        return Standing.DEAD
+    if fingerprint == entry.fingerprint and entry.is_fresh(now):
+        return Standing.FRESH
+    beyond = min(entry.stale, stale)
+    return Standing.STALE if beyond > 0 and now < entry.created + entry.ttl + beyond else Standing.DEAD
+
+
+def is_due(entry: Entry, now: float, factor: float) -> bool:
+    """Whether to refresh before the end, by chance: the likelier, the nearer the end and the dearer the load.
+
+    "XFetch" of Vattani, Chierichetti and Lowenstein, "Optimal Probabilistic Cache Stampede Prevention" (VLDB 2015), with a floor.
+    """
+    cost = factor * max(entry.cost, FLOOR * entry.ttl)
+    return entry.left(now) <= -math.log(1.0 - random.random()) * cost  # noqa: S311 - nothing secret about it
+
+
+def is_used(entry: Entry, now: float) -> bool:
+    """Whether so much of its life is over that renewing it is worth a write: a twentieth, or a second."""
+    return now - entry.created >= min(1.0, entry.ttl / 20)

@@ -1,0 +1,455 @@
+"""Loads: the way of a flight, from the right to load to the fence that its value has to pass.
+
+    standing   who is to load the key?
+        Claim     we: load (a permit, where no other process can load the key or leases are off; else the lease of the key)
+        Found     another value than the one that was seen: land with it, if it may be given; else ask again, having seen it (M12)
+        Held      another process: follow it until its lease ends, a wake-up comes or its time is up, then ask again (M13); a flight that
+                  nobody waits for leaves it to that process
+        Failed    the attempts of this chain are used up (M14), or a failed refresh is too young: fail as it did
+        Alone     what is loaded is not to be stored: each process loads for itself
+        fault     the store does not answer: load, store nothing, let nobody late join the result
+    loading    at most `load_deadline`; then the flight fails and the key is free at once, whether or not the loader heeds its cancellation
+    filling    only with the claim that is still there (M9), the generations asked again in the same round trip (M3)
+    end        a lease goes with the fill; else it is given back, with word of a failure or of there being nothing to share
+
+Invariants
+- What an answer of the store gives serves only reads that began before its request was written (M1): a flight that lands with a value found
+  takes the tick of that request as the beginning of its load.
+- Whoever got a lease ends it, on every way out; if this process dies, time does. The fence, not the lease, is what correctness rests on.
+- A refresh that failed writes nothing into the entry (M19): the pause is kept in the lease's place, for the fleet, and in this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from enum import Enum
+from functools import partial
+from typing import Any, Final, TypeAlias
+
+from aiocache_aura.codecs import failures
+from aiocache_aura.codecs.envelope import IS_ERROR, IS_NONE, seal
+from aiocache_aura.codecs.serializers import Undecodable
+from aiocache_aura.entries import REMEMBERED, Held, finite
+from aiocache_aura.errors import BackendError, CacheError, LoadDeadlineError, LoadFailedError, SerializationError, ValueTooLargeError
+from aiocache_aura.generations import Address
+from aiocache_aura.looking import Looking
+from aiocache_aura.policy import seconds
+from aiocache_aura.resilience.single_flight import RETRY, Flight, Load, NobodyLoads, Phase, Tick
+from aiocache_aura.stores.base import Claim, Failed, Fill, Found, Leases, Standing, Want
+from aiocache_aura.stores.base import Held as HeldElsewhere
+from aiocache_aura.terms import Terms
+from aiocache_aura.types import MISSING, Uncached
+
+UNBOUNDED_LOAD = 3600.0  # seconds that a load without a deadline may take and still store its value
+ASK_AGAIN = 0.02  # seconds after the end of a lease, which the server may see a little later than we do
+
+LoadMany: TypeAlias = Callable[[list[int]], Awaitable[Any]]
+
+
+class Landed(Enum):
+    """A flight is over without a load."""
+
+    LANDED = "LANDED"
+
+
+LANDED: Final = Landed.LANDED
+
+
+class Paused(CacheError):
+    """A refresh has just failed, and whoever would refresh has a value to go on with."""
+
+
+class Loaded:
+    """What a load gave, in this process or another: handed out as a copy for each caller, or as the one object, or raised."""
+
+    __slots__ = ("_schema", "_sealed", "error", "value")
+
+    def __init__(self, value: Any, sealed: tuple[int, bytes | memoryview] | None, schema: int, error: Exception | None = None) -> None:
+        self.value, self._sealed, self._schema, self.error = value, sealed, schema, error
+
+    def take(self, terms: Terms) -> Any:
+        """It, as a read of the store by these terms gives it; RETRY where such a read would miss, for another type is declared."""
+        if self.error is not None:
+            raise self.error
+        serializer = terms.serializer
+        same = self._schema == serializer.schema
+        if self._sealed is None:
+            return self.value if same or self.value is None else RETRY
+        codec, payload = self._sealed
+        try:
+            return serializer.decode(codec, self._schema, payload)
+        except Undecodable:
+            return self.value if same else RETRY  # a class of the user's may refuse at its second reading what it took at the first
+
+
+class Sealed:
+    """What is to be stored of a load."""
+
+    __slots__ = ("body", "kind", "life")
+
+    def __init__(self, body: tuple[int, bytes], kind: int, life: float) -> None:
+        self.body, self.kind, self.life = body, kind, life
+
+
+Result: TypeAlias = tuple[Loaded, Sealed | None]
+
+
+class Loading(Looking):
+    """What loads."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._pauses: dict[bytes, float] = {}
+
+    def _leases(self, terms: Terms) -> Leases | None:
+        return self._port.leases if terms.lease and terms.stores else None
+
+    # The right to load
+
+    async def _fly(self, flight: Flight, address: Address, terms: Terms, load: Load, left: float, seen: bytes | None) -> None:
+        leases = self._leases(terms)
+        if leases is None or left <= 0:
+            claims, left = await self._claim([address], terms, left)
+            claim = claims[0]
+        else:
+            stands = await self._lead(leases, flight, address, terms, left, seen)
+            if stands is LANDED:
+                return
+            claim, left = stands
+        if not terms.personal:
+            flight.begin_load()
+        run = flight.run_personal if terms.personal else load
+        await self._carry([flight], [address], [claim], terms, run, left, lambda result: [result])
+
+    async def _claim(self, addresses: Sequence[Address], terms: Terms, left: float) -> tuple[list[Claim | None], float]:
+        """Permits and generations, and what is left of the budget; none where nothing can or need be stored."""
+        none: list[Claim | None] = [None] * len(addresses)
+        if left <= 0 or not terms.stores:
+            return none, 0.0
+        started = self._monotonic()
+        wanted = [(address.key, address.scopes) for address in addresses]
+        try:
+            within = UNBOUNDED_LOAD if terms.deadline is None else terms.deadline
+            claims = await self._port.claim(wanted, life=finite(terms.reach), timeout=left, within=within)
+        except BackendError as error:
+            self._fault(error, terms)
+            return none, 0.0
+        return [*claims], left - (self._monotonic() - started)
+
+    async def _lead(
+        self, leases: Leases, flight: Flight, address: Address, terms: Terms, left: float, seen: bytes | None
+    ) -> tuple[Claim | None, float] | Landed:
+        """The lease and what is left of the budget, once it is ours to load; LANDED if another process has loaded it, or is about to."""
+        chain = b""
+        follower = leases.follow(address.key)
+        try:
+            while True:
+                started, written = self._monotonic(), _Written(self._tick)
+                want = self._want(flight, address, terms, seen, chain)
+                stands = (await leases.acquire([want], timeout=left, written=written))[0]
+                left -= self._monotonic() - started
+                if isinstance(stands, HeldElsewhere):
+                    if not flight.waiters:
+                        self._pause(address.key, stands.left)
+                        flight.finish(RETRY, confirmed=False)
+                        return LANDED
+                    chain = stands.chain
+                    await follower.wait(stands.left + ASK_AGAIN)
+                    left = self._budget
+                elif isinstance(stands, Found):
+                    if await self._lands(flight, address, terms, stands, written.tick):
+                        return LANDED
+                    seen = stands.raw
+                else:
+                    return self._resolved(stands, address, terms, content=want.content), left
+        except BackendError as error:
+            self._fault(error, terms)
+            return None, 0.0
+        finally:
+            follower.close()
+
+    def _want(self, flight: Flight, address: Address, terms: Terms, seen: bytes | None, chain: bytes) -> Want:
+        content = flight.is_content and flight.refreshes
+        return Want(address.key, address.scopes, finite(terms.reach), seen, chain, force=flight.anew, content=content)
+
+    def _resolved(self, stands: Standing, address: Address, terms: Terms, *, content: bool) -> Claim | None:
+        """The claim, if there is one, or None to load without; raises what the load has failed with elsewhere."""
+        if isinstance(stands, Claim):
+            return stands
+        if isinstance(stands, Failed):
+            if not content:
+                raise _as_it_failed(stands.reason, terms)
+            self._pause(address.key, stands.pause)
+            raise Paused("a refresh has just failed")
+        return None
+
+    async def _lands(self, flight: Flight, address: Address, terms: Terms, found: Found, asked: int) -> bool:
+        """Whether the value that was found may be given; then it is."""
+        held, _ = await self._look(address, terms, (found.raw, found.tokens))
+        if held is None or not held.is_fresh:
+            return False
+        flight.load_tick = asked
+        flight.finish(_loaded_elsewhere(held), confirmed=False)
+        return True
+
+    # The load
+
+    async def _carry(
+        self,
+        flights: Sequence[Flight],
+        addresses: Sequence[Address],
+        claims: Sequence[Claim | None],
+        terms: Terms,
+        run: Load,
+        left: float,
+        spread: Callable[[Any], list[Any]],
+    ) -> None:
+        """Load, store, and give each flight what `spread` makes of the result: MISSING for one that has none."""
+        give_up = partial(self._give_up, flights, addresses, claims, terms)
+        try:
+            result, created, cost = await self._timed(flights, terms, run, give_up)
+            if all(flight.phase is Phase.DONE for flight in flights):
+                return
+            results = [None if value is MISSING else self._loaded(terms, value) for value in spread(result)]
+            confirmed = await self._fill(flights, addresses, results, claims, terms, (created, cost), left)
+        except BaseException as error:
+            give_up(error)
+            raise
+        for flight, one, sure in zip(flights, results, confirmed, strict=True):
+            flight.finish(MISSING if one is None else one[0], confirmed=sure)
+
+    async def _timed(
+        self, flights: Sequence[Flight], terms: Terms, run: Load, give_up: Callable[[BaseException], None]
+    ) -> tuple[Any, float, float]:
+        """(what the load gave, when it began, seconds it took)."""
+        created, started = self._time(), self._monotonic()
+        timer = None
+        if terms.deadline is not None:
+            timer = asyncio.get_running_loop().call_later(terms.deadline, self._overrun, flights, terms, give_up)
+        try:
+            value = await run()
+        except terms.cache_errors as error:
+            value = _Refused(error)
+        except asyncio.CancelledError:
+            raise
+        except BaseException:
+            self._add(terms, "load_errors", 1)
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+            cost = self._monotonic() - started
+            self._add(terms, "loads", 1)
+            self._add(terms, "load_seconds", cost)
+        return value, created, cost
+
+    def _overrun(self, flights: Sequence[Flight], terms: Terms, give_up: Callable[[BaseException], None]) -> None:
+        error = LoadDeadlineError(f"{terms.label}: the load was not done after load_deadline={terms.deadline} s, and is cancelled")
+        self._add(terms, "overruns", 1)
+        give_up(error)
+        for flight in flights:
+            flight.overrun(error)
+
+    def _give_up(
+        self,
+        flights: Sequence[Flight],
+        addresses: Sequence[Address],
+        claims: Sequence[Claim | None],
+        terms: Terms,
+        error: BaseException,
+    ) -> None:
+        """Let go of the leases, with word of a failure if it is one. Once it is done, doing it again does nothing."""
+        failed = isinstance(error, Exception) and not isinstance(error, NobodyLoads)
+        leases = self._leases(terms)
+        for address, claim in zip(addresses, claims, strict=True):
+            if failed and terms.stale:
+                self._pause(address.key, terms.throttle)
+            if leases is None or claim is None or not claim.leased:
+                continue
+            if failed:
+                leases.fail(address.key, claim.permit, failures.encode(error) or failures.named(error), throttle=terms.throttle)
+            else:
+                leases.release(address.key, claim.permit)
+        if failed and not any(flight.waiters for flight in flights) and any(flight.phase is not Phase.DONE for flight in flights):
+            self._faults.report(LoadFailedError(f"the loader raised {type(error).__name__}"), f"a refresh of {terms.label}, behind")
+
+    # What it gave
+
+    def _loaded(self, terms: Terms, value: Any) -> Result:
+        """What to hand out, and what to store of it: None for what is not to be stored, and for what cannot be."""
+        if isinstance(value, Uncached):
+            value = value.value
+            return Loaded(self._converted(terms, value), None, terms.serializer.schema), None
+        if isinstance(value, _Refused):
+            return self._refused(terms, value.error)
+        value = self._converted(terms, value)
+        if value is None and not terms.stores_none:
+            return Loaded(None, None, terms.serializer.schema), None
+        try:
+            sealed = self._sealed(terms, value)
+        except (SerializationError, ValueTooLargeError, _Misjudged) as error:
+            self._note_unstorable(terms, error)
+            return Loaded(value, None, terms.serializer.schema), None
+        copies = None if terms.share or sealed is None or sealed.kind else sealed.body
+        return Loaded(value, copies, terms.serializer.schema), sealed
+
+    def _converted(self, terms: Terms, value: Any) -> Any:
+        return terms.serializer.convert(value) if terms.convert and value is not None else value
+
+    def _sealed(self, terms: Terms, value: Any) -> Sealed | None:
+        """What is stored of a value, None if the policy would have it not stored."""
+        if not _judged(terms.store_if, value, True):
+            return None
+        life_of = terms.life_of
+        life = terms.life if life_of is None else _judged(lambda result: seconds(life_of(result)), value, 0.0)
+        if value is None:
+            life = life if terms.negative_life is None else terms.negative_life
+            return Sealed((0, b""), IS_NONE, life) if life else None
+        return Sealed(self._encode(terms, value), 0, life) if life else None
+
+    def _refused(self, terms: Terms, error: Exception) -> Result:
+        """An error that is cached: as its class and its arguments."""
+        raw = failures.encode(error)
+        life = terms.life if terms.negative_life is None else terms.negative_life
+        if raw is None:
+            self._note_unstorable(terms, SerializationError(f"{type(error).__name__}, whose arguments JSON does not hold exactly"))
+        return Loaded(None, None, 0, error), None if raw is None or not life else Sealed((0, raw), IS_ERROR, life)
+
+    # The fill
+
+    async def _fill(
+        self,
+        flights: Sequence[Flight],
+        addresses: Sequence[Address],
+        results: Sequence[Result | None],
+        claims: Sequence[Claim | None],
+        terms: Terms,
+        made: tuple[float, float],
+        left: float,
+    ) -> list[bool]:
+        """Store what was loaded, and give back the leases of what was not; for each flight whether it is confirmed for late callers."""
+        confirmed = [False] * len(flights)
+        fills: list[tuple[int, Fill, bytes]] = []
+        for n, (flight, address, result, claim) in enumerate(zip(flights, addresses, results, claims, strict=True)):
+            sealed = result[1] if result else None
+            print_ = claim.tokens.fingerprint(address.scopes) if claim and sealed and flight.is_open and left > 0 else None
+            if claim and sealed and print_ is not None:
+                entry = self._entry(terms, address, sealed.body, print_, *made, life=sealed.life, kind=sealed.kind)
+                life = finite(entry.ttl + entry.stale)
+                raw = seal(address.checksum, entry)
+                fills.append((n, Fill(address.key, raw, life, claim.permit, address.scopes, leased=claim.leased), print_))
+            elif claim:
+                self._give_back(address, claim, terms, nothing_to_share=sealed is None and flight.is_open)
+        if not fills:
+            return confirmed
+        try:
+            await self._extend([fill for _, fill, _ in fills], terms, left)
+            written = partial(_all_written, [flights[n] for n, _, _ in fills])
+            verdicts = await self._port.fill([fill for _, fill, _ in fills], written=written, timeout=left)
+        except BackendError as error:
+            self._fault(error, terms)
+            for n, _, _ in fills:
+                self._give_back(addresses[n], claims[n], terms)
+            return confirmed
+        for (n, fill, print_), verdict in zip(fills, verdicts, strict=True):
+            self.flights.note_fill(fill.key)
+            self._add(terms, "sets", int(verdict.accepted))
+            confirmed[n] = verdict.accepted and verdict.tokens.fingerprint(fill.scopes) == print_
+        return confirmed
+
+    async def _extend(self, fills: Sequence[Fill], terms: Terms, left: float) -> None:
+        """Generations were planted for as long as could be foreseen; a life that only the result told may be longer (M8)."""
+        for fill in fills:
+            if terms.life_of is not None and (fill.life is None or fill.life > terms.reach):
+                await self._port.generations(fill.scopes, life=fill.life, timeout=left)
+
+    def _give_back(self, address: Address, claim: Claim | None, terms: Terms, *, nothing_to_share: bool = False) -> None:
+        leases = self._leases(terms)
+        if leases is None or claim is None or not claim.leased:
+            return
+        if nothing_to_share:
+            leases.leave_alone(address.key, claim.permit)
+        else:
+            leases.release(address.key, claim.permit)
+
+    # Behind the callers
+
+    def _refresh_behind(self, address: Address, terms: Terms, load: Load, seen: bytes | None) -> None:
+        """Load anew without anybody waiting for it, unless somebody is at it, or it has just failed, or there are too many of these."""
+        if self._may_refresh(address.key):
+            flight = self.flights.open(address.key, address.scopes, refreshes=True)
+            self.flights.start([flight], partial(self._fly, flight, address, terms, load, self._budget, seen))
+            flight.keep()
+
+    def _may_refresh(self, key: bytes) -> bool:
+        return key not in self._under_way and not self._is_paused(key) and self.flights.has_room_behind
+
+    def _pause(self, key: bytes, seconds: float) -> None:
+        """Let this process not refresh the key for so long."""
+        self._pauses.pop(key, None)
+        self._pauses[key] = self._monotonic() + seconds
+        if len(self._pauses) > REMEMBERED:
+            del self._pauses[next(iter(self._pauses))]
+
+    def _is_paused(self, key: bytes) -> bool:
+        until = self._pauses.get(key)
+        if until is None:
+            return False
+        if self._monotonic() < until:
+            return True
+        del self._pauses[key]
+        return False
+
+
+class _Refused:
+    """An error that is to be cached, in the place of a value."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+class _Misjudged(CacheError):
+    """What the user gave to judge a result by has raised."""
+
+
+class _Written:
+    """Takes the tick when a request is written: what it finds serves whoever began before."""
+
+    __slots__ = ("_tick", "tick")
+
+    def __init__(self, tick: Tick) -> None:
+        self._tick, self.tick = tick, -1
+
+    def __call__(self) -> None:
+        self.tick = self._tick.take()
+
+
+def _judged(judge: Callable[[Any], Any] | None, value: Any, otherwise: Any) -> Any:
+    """What the user's function says of a result; where it raises, the result is given all the same."""
+    if judge is None:
+        return otherwise
+    try:
+        return judge(value)
+    except Exception as error:
+        raise _Misjudged(f"store_if= or ttl= raised {type(error).__name__}") from error
+
+
+def _loaded_elsewhere(held: Held) -> Loaded:
+    entry = held.sight.entry
+    if held.error is not None or entry is None or entry.flags & IS_NONE:
+        return Loaded(held.value, None, 0, held.error)
+    return Loaded(held.value, (entry.codec, entry.payload), entry.schema)
+
+
+def _as_it_failed(reason: bytes, terms: Terms) -> Exception:
+    """The error that a load has failed with in another process."""
+    error = failures.rebuilt(reason, terms.cache_errors) or failures.found_again(reason)
+    return error or LoadFailedError(f"{terms.label}: the load has failed in other processes, with {failures.told(reason)}; see their logs")
+
+
+def _all_written(flights: Sequence[Flight]) -> None:
+    for flight in flights:
+        flight.fill_written()
