@@ -18,7 +18,6 @@ from aiocache_aura.clock import Clock
 from aiocache_aura.codecs.envelope import seal
 from aiocache_aura.entries import REMEMBERED, Entries, finite, log
 from aiocache_aura.errors import BackendError
-from aiocache_aura.freshness import Standing
 from aiocache_aura.generations import Address, Addresses
 from aiocache_aura.resilience.single_flight import Tick
 from aiocache_aura.stores.base import Port, Scopes, Tokens
@@ -116,7 +115,7 @@ class Writes(Entries):
             return False
         began = self._tick.now
         held, sight = await self._look(address, terms)
-        if held is not None and held.is_fresh:
+        if held is not None and held.is_fresh and held.error is None:
             return False
         miss = self._recall(address)
         if miss.began > began or self._was_dropped(address, miss.began):  # what it found itself is newer, and all that an `add` claims
@@ -134,7 +133,7 @@ class Writes(Entries):
     async def touch(self, address: Address, life: float, terms: Terms) -> bool:
         """Give an entry that a read would find `life` seconds from now; False if there is none."""
         sight = await self._examine(address, terms)
-        if sight.standing is not Standing.FRESH:
+        if not sight.has_value:
             return False
         if not life:
             return bool(await self.delete([address], terms))

@@ -390,7 +390,7 @@ class Fleet:
     """Processes over one store: a memory store, or a server."""
 
     def __init__(self, url: str | None, clock: ManualClock) -> None:
-        self._url, self._clock = url, clock
+        self._url, self.clock = url, clock
         self.memory = MemoryStore(clock, max_bytes=None, max_entries=None)
         self.processes: list[Process] = []
         self.links: list[Link] = []
@@ -402,7 +402,7 @@ class Fleet:
         return RedisPort(self.links[-1], ADDRESSES.prefix, budget=SOON, tick=tick)
 
     def process(self, *hold: str, budget: float = SOON, leased: bool = False) -> Process:
-        self.processes.append(Process(self._open, self._clock, hold=hold, budget=budget, leased=leased))
+        self.processes.append(Process(self._open, self.clock, hold=hold, budget=budget, leased=leased))
         return self.processes[-1]
 
     async def aclose(self) -> None:
