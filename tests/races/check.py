@@ -8,13 +8,15 @@ of a function spares what was `set`, whenever that was.
 P1, one load. A load licenses no other of its key: the next one needs a reason, in the time from when the first was asked for until the
 second begins. Reasons: an invalidation, delete, set, add or refresh of the key that overlaps it, even if it failed; a life that may have
 ended; the first load failed, was cancelled, or died with its process; its last caller left before it was stored; a fill that such a thing
-had doomed, and that landed in that time. Within one process that holds for every two loads in succession. Between processes it holds where
+had doomed, and that landed in that time; in a fleet, such a thing had doomed the second one, which had the lease before the first one
+took it over, and began late. Within one process that holds for every two loads in succession. Between processes it holds where
 one load serves the fleet (a pause beyond the lease is a reason, too); where each process loads for itself, only if the first had been
 stored, since its caller had been answered, before the read began for which the second was made. A cold key that all ask for at once, in
 peace, is counted exactly (`rounds`).
 
-P2, may leave. Nobody is cancelled whom we did not cancel; a failure is that of a load of this key under way during the read; a read ends
-within the rules' `patience`, pauses of its process (where one load serves the fleet, of any) added.
+P2, may leave. Nobody is cancelled whom we did not cancel; a failure is that of a load of this key under way during the read (in a fleet,
+of one that ended shortly before: who joins those that wait for word of it is told with them); a read ends within the rules' `patience`,
+pauses of its process (where one load serves the fleet, of any) added.
 
 Life. What is read has been loaded or set, and no longer ago than an entry may live.
 
@@ -289,6 +291,8 @@ class _Key:
         if first.outcome != "ok":
             return True
         since, created = first.asked, first.begun
+        if self._rules.one_load == "fleet":
+            since = min(since, second.asked)
         while at and landed[at - 1] >= first.begun:
             at -= 1
             if settled[at] >= first.begun:  # its fill may have landed on the first one's
@@ -355,9 +359,10 @@ class _Key:
         shared = self._rules.one_load == "fleet"
         if read.outcome == "broke" and not shared:
             return False
+        told = self._rules.linger * SECOND if shared else 0  # it joins a flight that has not been told yet
         return any(
             load.begun <= read.ended
-            and (load.ended is None or load.ended >= read.began)
+            and (load.ended is None or load.ended >= read.began - told)
             and (shared or load.process == read.process)
             and (load.outcome == "failed" or (shared and load.outcome != "ok"))
             for key in self._run.together[read.process, read.id]
@@ -373,7 +378,8 @@ class _Key:
             return ""
         moments: list[tuple[int, str]] = []
         for load in self.loads:
-            moments.append((load.begun, f"{load.process} begins load #{load.id} and reads version {load.version}"))
+            asked = f"asked for {_ms(load.begun - load.asked)} before"
+            moments.append((load.begun, f"{load.process} begins load #{load.id}, {asked}, and reads version {load.version}"))
             if load.ended is not None:
                 moments.append((load.ended, f"{load.process} ends load #{load.id} of version {load.version}: {load.outcome}"))
         moments += [(read.ended, f"{read.process} leaves a read ({read.how})") for read in self.reads if read.outcome == "left"]

@@ -157,7 +157,7 @@ def test_a_violation_says_what_happened_around_it() -> None:
     assert "key 7: c read version 4 (load), having begun 1.0 ms after the type (menu) of b had returned, which demands 5" in str(violation)
     told = [line.split("ms  ")[1] for line in violation.around.splitlines()]
     assert told == [
-        "a begins load #1 and reads version 4",
+        "a begins load #1, asked for 0.0 ms before, and reads version 4",
         "a ends load #1 of version 4: ok",
         "b issues type (menu) #1, which demands 5",
         "type (menu) #1 of b has returned",
@@ -253,6 +253,13 @@ def test_p1_what_is_stored_is_found_by_others() -> None:
     assert broken(*first, load(20, 22, asked=14), act("type", 13, 15, 2)) == []
 
 
+def test_p1_a_doomed_holder_that_begins_late() -> None:
+    """In a fleet, who has the lease and is slow to begin is overtaken after an invalidation, and begins all the same."""
+    overtaken = load(20, 22, asked=2), act("type", 4, 5, 2), load(12, 14, asked=10, process="b")
+    assert broken(*overtaken, rules=FLEET) == []
+    assert broken(*overtaken[1:], load(20, 22, asked=6), rules=FLEET) == ["P1"]
+
+
 def test_p1_a_pause_beyond_the_lease() -> None:
     """In a fleet, a leader that was paused for longer than its lease is overtaken; one that was paused for a moment is not."""
     loads = load(10, 2000), load(1500, 1600, process="b")
@@ -318,6 +325,9 @@ def test_p2_the_error_of_a_load() -> None:
     elsewhere = load(11, 13, process="b", outcome="failed")
     assert broken(elsewhere, failed) == ["P2"]
     assert broken(elsewhere, failed, rules=FLEET) == []
+    much_later = read(2014, 2020, outcome="failed")
+    assert broken(elsewhere, read(1013, 1020, outcome="failed"), rules=FLEET) == []
+    assert broken(elsewhere, much_later, rules=FLEET) == ["P2"]
 
 
 def test_p2_a_batch_fails_as_a_whole() -> None:
