@@ -306,12 +306,12 @@ class _Key:
 
     def _was_left(self, load: Load, until: int) -> bool:
         """Whether its last caller may have left after its end, or so shortly before that it ended all the same, and took the fill with it:
-        somebody left, and nobody got its value."""
+        somebody left, as a batch does of which another key's load has failed, and nobody got its value."""
         if load.ended is None:
             return False
         since = load.ended - SECOND // 10
         aboard = [read for read in self.reads_of(load.process) if read.began <= load.ended and since <= read.ended <= until]
-        return any(read.outcome == "left" for read in aboard) and not any(read.version == load.version for read in aboard)
+        return any(read.outcome in ("left", "failed") for read in aboard) and not any(read.version == load.version for read in aboard)
 
     def reads_of(self, process: str) -> list[Read]:
         if process not in self._reads_of:

@@ -211,6 +211,9 @@ def test_p1_a_load_whose_last_caller_left_before_it_was_stored() -> None:
     """It ended well and its fill was cancelled, if one left meanwhile and none was answered with it."""
     loads, leaver = (load(810, 820), load(830, 832)), read(808, 821, outcome="left")
     assert broken(*loads, leaver) == []
+    other = Load("a", 2, KEY + 1, 811 * MS, 1, 808 * MS, ended=820 * MS, outcome="failed")
+    failed = read(808, 821, outcome="failed", how="batch"), Read("a", 1, KEY + 1, 808 * MS, 821 * MS, None, "batch", "failed")
+    assert broken(*loads, *failed, other) == []
     assert broken(*loads, read(8, 819, outcome="left")) == []
     assert broken(*loads, read(8, 719, outcome="left")) == ["P1"]
     assert broken(*loads, read(808, 833, outcome="left")) == ["P1"]
