@@ -229,6 +229,9 @@ class Link:
         self.inner = inner
         self.reads, self.writes = [Lane(inner.reads[0])], Lane(inner.writes)
 
+    def listen(self, channel: bytes, ear: base.Ear) -> base.Listener | None:
+        return self.inner.listen(channel, ear)
+
     async def aclose(self) -> None:
         await self.inner.aclose()
 

@@ -22,9 +22,11 @@ from aiocache_aura.codecs.envelope import FRONT
 from aiocache_aura.errors import BackendError
 from aiocache_aura.keys import glob_literal
 from aiocache_aura.resilience.single_flight import Tick
-from aiocache_aura.stores.base import HARD_BYTES, TOKEN_BYTES, Claim, Command, Fill, Lane, Leases, Link, Scopes, Tokens, Verdict, own_copy
-from aiocache_aura.stores.replies import STRINGS, code_of, is_answer, refused
-from aiocache_aura.stores.scripts import BY_SHA1, EXPIRE, FILL, PLANT, SOFTEN, STORE_IF, Script, life_ms
+from aiocache_aura.stores.base import HARD_BYTES, TOKEN_BYTES, Claim, Command, Fill, Lane, Link, Scopes, Tokens, Verdict, own_copy
+from aiocache_aura.stores.leases import RedisLeases
+from aiocache_aura.stores.replies import STRINGS, refused
+from aiocache_aura.stores.requests import Writes
+from aiocache_aura.stores.scripts import EXPIRE, FILL, PLANT, SOFTEN, STORE_IF, life_ms, token_lives
 
 Found: TypeAlias = tuple[bytes | None, Tokens]
 T = TypeVar("T")
@@ -33,7 +35,6 @@ BATCH_KEYS: Final = 512
 BATCH_BYTES: Final = 256 * 1024  # of keys
 REMOVED_AT_ONCE: Final = 1000
 SCAN_COUNT: Final = 500
-SPARE_LIFE: Final = 60.0  # seconds that a token is good for beyond the entries that carry it
 
 
 def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
@@ -171,90 +172,6 @@ class Lookups:
                 batch.fail(error)
 
 
-class _Answer:
-    """Handler of one write: takes the tick while its answer is parsed, then lets the caller go on."""
-
-    __slots__ = ("_commands", "_tick", "_written", "future")
-
-    def __init__(self, commands: Sequence[Command], tick: Tick, written: Callable[[], None] | None) -> None:
-        self._commands, self._tick, self._written = commands, tick, written
-        self.future: asyncio.Future[list[object]] = asyncio.get_running_loop().create_future()
-
-    def written(self) -> None:
-        if self._written is not None:
-            self._written()
-
-    def deliver(self, replies: list[object]) -> bool:
-        self._tick.take()
-        for command, reply in zip(self._commands, replies, strict=False):
-            if not is_answer(command, reply):
-                self.fail(refused(command, reply))
-                return False
-        if not self.future.done():
-            self.future.set_result(replies)
-        return True
-
-    def fail(self, error: BackendError) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
-
-
-class Writes:
-    """Groups of commands over the write lane, with scripts made known to the server where it has not got them."""
-
-    __slots__ = ("_lane", "_tick")
-
-    def __init__(self, lane: Lane, tick: Tick) -> None:
-        self._lane, self._tick = lane, tick
-
-    async def run(
-        self,
-        commands: Sequence[Command],
-        *,
-        timeout: float,
-        repeatable: bool = False,
-        patient: bool = False,
-        last: int = 0,
-        written: Callable[[], None] | None = None,
-    ) -> list[Any]:
-        """The replies, none of them an error. The `last` so many commands look at what the others did: they are asked again behind scripts
-        that had to be sent again."""
-        deadline = asyncio.get_running_loop().time() + timeout
-        replies = await self._ask(commands, timeout, repeatable, patient, written)
-        missing = [at for at, reply in enumerate(replies) if isinstance(reply, Exception) and code_of(reply) == "NOSCRIPT"]
-        if missing:
-            again = [*missing, *range(len(commands) - last, len(commands))]
-            answers = await self._with_scripts([commands[at] for at in again], deadline, repeatable, written)
-            for at, answer in zip(again, answers, strict=True):
-                replies[at] = answer
-        for command, reply in zip(commands, replies, strict=True):
-            if isinstance(reply, Exception):
-                raise refused(command, reply)
-        return replies
-
-    async def _with_scripts(
-        self, commands: Sequence[Command], deadline: float, repeatable: bool, written: Callable[[], None] | None
-    ) -> list[Any]:
-        """The replies once the server has been told the scripts: loaded for good, or run from their source where this user may not load."""
-        time = asyncio.get_running_loop().time
-        scripts = dict.fromkeys(BY_SHA1[str(command[1])] for command in commands if command[0] == "EVALSHA")
-        load = [script.load() for script in scripts]
-        answers = await self._ask([*load, *commands], max(deadline - time(), 0.0), repeatable, False, written)
-        if any(isinstance(answer, Exception) and code_of(answer) == "NOPERM" for answer in answers[: len(load)]):
-            return await self._ask(_spelt_out(commands), max(deadline - time(), 0.0), repeatable, False, written)
-        return answers[len(load) :]
-
-    async def _ask(
-        self, commands: Sequence[Command], timeout: float, repeatable: bool, patient: bool, written: Callable[[], None] | None
-    ) -> list[Any]:
-        answer = _Answer(commands, self._tick, written)
-        self._lane.put(commands, answer, timeout=timeout, repeatable=repeatable, patient=patient)
-        replies = await answer.future
-        if len(replies) != len(commands):
-            raise refused(commands[0], replies)
-        return replies
-
-
 class RedisPort:
     """One event loop's way to a Redis or Valkey server. `prefix` is already escaped; times in seconds.
 
@@ -269,13 +186,14 @@ class RedisPort:
         self._permit_life = life_ms(permit_life)
         self._values = f"{prefix}:".encode()
         self._permits = f"{prefix}!p:{{".encode()
+        self._leases = RedisLeases(link, self._writes, self._permit, f"{prefix}!w".encode(), budget=budget)
 
     def __repr__(self) -> str:
         return f"<RedisPort {self._values.decode()!r} over {self._link!r}>"
 
     @property
-    def leases(self) -> Leases | None:
-        return None
+    def leases(self) -> RedisLeases:
+        return self._leases
 
     # Reads
 
@@ -308,13 +226,22 @@ class RedisPort:
         if not fills:
             written()
             return []
-        commands = [FILL.run((fill.key, self._permit(fill.key)), fill.permit, fill.raw, life_ms(fill.life)) for fill in fills]
+        commands = [self._leases.fill(fill) if fill.leased else self._fill(fill) for fill in fills]
         scopes = list(dict.fromkeys(scope for fill in fills for scope in fill.scopes))
         reads: list[Command] = [("MGET", *chunk) for chunk in chunks(scopes, BATCH_KEYS)]
-        # Safe to repeat: what voided it in between took the permit, and an invalidation makes it match nothing.
-        replies = await self._writes.run([*commands, *reads], timeout=timeout, repeatable=True, last=len(reads), written=written)
+        try:
+            # Safe to repeat: what voided it in between took the permit, and an invalidation makes it match nothing.
+            replies = await self._writes.run([*commands, *reads], timeout=timeout, repeatable=True, last=len(reads), written=written)
+        except BackendError:
+            for fill in fills:
+                if fill.leased:
+                    self._leases.release(fill.key, fill.permit)
+            raise
         tokens = _tokens(scopes, replies[len(fills) :])
         return [Verdict(reply == 1, tokens) for reply in replies[: len(fills)]]
+
+    def _fill(self, fill: Fill) -> Command:
+        return FILL.run((fill.key, self._permit(fill.key)), fill.permit, fill.raw, life_ms(fill.life))
 
     # Explicit writes
 
@@ -364,9 +291,11 @@ class RedisPort:
         return await self._sweep(glob, is_value, timeout)
 
     async def aclose(self) -> None:
+        await self._leases.aclose()
         await self._link.aclose()
 
     def forget(self) -> None:
+        self._leases.forget()
         for lookups in self._lookups:
             lookups.forget()
         self._link.forget()
@@ -393,21 +322,9 @@ class RedisPort:
 
 
 def _plant(scopes: Sequence[bytes], life: float | None) -> Iterator[Command]:
-    one, two = (life_ms(None if life is None else times * (life + SPARE_LIFE)) for times in (1, 2))
+    one, two = token_lives(life)
     for chunk in chunks(scopes, BATCH_KEYS):
         yield PLANT.run(chunk, one, two, *(os.urandom(TOKEN_BYTES) for _ in chunk))
-
-
-def _spelt_out(commands: Sequence[Command]) -> list[Command]:
-    """With the source of each script at its first use, which makes it known for the others."""
-    known: set[Script] = set()
-    spelt: list[Command] = []
-    for command in commands:
-        script = BY_SHA1.get(str(command[1])) if command[0] == "EVALSHA" else None
-        spelt.append(command if script is None or script in known else ("EVAL", script.source, *command[2:]))
-        if script is not None:
-            known.add(script)
-    return spelt
 
 
 def _tokens(scopes: Sequence[bytes], replies: Sequence[object]) -> Tokens:

@@ -23,7 +23,7 @@ FLOORS = [
      "aiocache_aura.terms", "aiocache_aura.looking", "aiocache_aura.loading"},
     {"aiocache_aura.redis_client", "aiocache_aura.stores", "aiocache_aura.stores.base", "aiocache_aura.stores.connections",
      "aiocache_aura.stores.lanes", "aiocache_aura.stores.memory", "aiocache_aura.stores.pooled", "aiocache_aura.stores.redis",
-     "aiocache_aura.stores.replies",
+     "aiocache_aura.stores.replies", "aiocache_aura.stores.requests", "aiocache_aura.stores.leases", "aiocache_aura.stores.followers",
      "aiocache_aura.stores.scripts"},
     {"aiocache_aura.stores.sieve", "aiocache_aura.resilience", "aiocache_aura.resilience.single_flight",
      "aiocache_aura.resilience.fail_safe", "aiocache_aura.resilience.threads"},

@@ -16,7 +16,7 @@ from redis.crc import key_slot
 from aiocache_aura.errors import BackendError, BackendTimeoutError
 from aiocache_aura.resilience.single_flight import Tick
 from aiocache_aura.stores import scripts
-from aiocache_aura.stores.base import Command, Fill, Handler
+from aiocache_aura.stores.base import Command, Ear, Fill, Handler
 from aiocache_aura.stores.connections import Endpoint
 from aiocache_aura.stores.lanes import LaneLink
 from aiocache_aura.stores.redis import BATCH_BYTES, RedisPort
@@ -84,6 +84,9 @@ class FakeLink:
         self.reads = [FakeLane() for _ in range(lanes)]
         self.writes = FakeLane()
         self.closes, self.forgotten = 0, False
+
+    def listen(self, channel: bytes, ear: Ear) -> None:
+        return None
 
     async def aclose(self) -> None:
         self.closes += 1
@@ -540,6 +543,26 @@ async def test_the_life_of_tokens(served: RedisPort, server: Server) -> None:
         await served.generations(scopes, life=1.0, timeout=SOON)
         assert client.pttl(scope) == -1
         assert client.get(scope) == before
+
+
+async def test_the_life_of_a_softened_token(served: RedisPort, server: Server) -> None:
+    """A soft invalidation keeps a token's time to live, plants nothing, and leaves alone what is no token."""
+    with server.client() as client:
+        await served.generations(SCOPES, life=60.0, timeout=SOON)
+        client.pexpire(SCOPES[0], 50_000)
+        await served.invalidate([*SCOPES, b"p!g:none"], timeout=SOON, soft=True)
+        assert 45_000 < client.pttl(SCOPES[0]) <= 50_000
+        assert client.exists("p!g:none") == 0
+        for odd in (b"short", bytes(15), bytes(17)):
+            client.set(SCOPES[0], odd)
+            await served.invalidate(SCOPES, timeout=SOON, soft=True)
+            assert client.get(SCOPES[0]) == odd
+        client.delete(SCOPES[0])
+        client.rpush(SCOPES[0], "x")
+        before = client.get(SCOPES[1])
+        await served.invalidate(SCOPES, timeout=SOON, soft=True)
+        assert client.llen(SCOPES[0]) == 1
+        assert client.get(SCOPES[1]) != before
 
 
 async def test_a_permit_ends(served: RedisPort) -> None:
