@@ -24,44 +24,42 @@ class Fleet(AbstractContextManager["Fleet"]):
     """`with Fleet(4, member, url, ...) as fleet:`; whatever happens, no process is left behind."""
 
     def __init__(self, size: int, member: Member, *arguments: Any) -> None:
-        self.lines: list[Connection] = []
+        self.lines: dict[int, Connection] = {}  # of those that are alive
         self.processes = []
         for number in range(size):
             ours, theirs = _SPAWN.Pipe()
             process = _SPAWN.Process(target=_run, args=(member, number, theirs, arguments), daemon=True)
             process.start()
             theirs.close()
-            self.lines.append(ours)
+            self.lines[number] = ours
             self.processes.append(process)
 
     def __exit__(self, *exc: object) -> None:
-        for process, line in zip(self.processes, self.lines, strict=True):
-            if process.is_alive():
-                process.kill()
+        for process in self.processes:
+            process.kill()
             process.join()
+        for line in self.lines.values():
             line.close()
 
     def tell(self, message: Any) -> None:
         """Say it to every member, which finds it with `line.recv()`."""
-        for line in self.lines:
+        for line in self.lines.values():
             line.send(message)
 
     def hear_from_each(self) -> list[Any]:
         """The next word of each member."""
-        return [_checked(line.recv()) for line in self.lines]
+        return [_checked(line.recv()) for line in self.lines.values()]
 
     def hear(self, timeout: float) -> tuple[int, Any] | None:
-        """(member, its word): the next word of any, None if none comes in time. A member that has died says nothing."""
+        """(member, its word): the next word of any, None if none comes in time. A member that has died is counted out."""
         until = time.monotonic() + timeout
         while (left := until - time.monotonic()) > 0:
-            for line in wait(self.lines, left):
-                number = self.lines.index(line)  # type: ignore[arg-type]
+            ready = wait(self.lines.values(), left)
+            for number, line in [(number, line) for number, line in self.lines.items() if line in ready]:
                 try:
-                    return number, _checked(self.lines[number].recv())
+                    return number, _checked(line.recv())
                 except EOFError:
-                    self.lines[number].close()
-                    del self.lines[number], self.processes[number]
-                    break
+                    self.lines.pop(number).close()
         return None
 
 

@@ -151,9 +151,7 @@ def _report_recovery(plan: Plan, fleet: Sequence[Seen]) -> None:
     fresh = [when - plan.recovers for seen in fleet for when in seen.first_fresh.values()]
     missing = plan.keys * len(fleet) - len(fresh)
     if fresh:
-        print(
-            f"  the source is up again: the first fresh value after {min(fresh):.2f} s; of each key, in each process, after {max(fresh):.2f} s"
-        )
+        print(f"  the source is up again: a fresh value after {min(fresh):.2f} s; of each key, in each process, after {max(fresh):.2f} s")
     if missing:
         print(f"  {missing} of these had none after {plan.ends - plan.recovers:.0f} s")
 
