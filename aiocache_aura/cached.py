@@ -13,7 +13,7 @@ import inspect
 import logging
 import typing
 import weakref
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -72,6 +72,15 @@ class _State:
         self.tenant_args, self.user_args = manager.settings.tenant_args, manager.settings.user_args
         self.ignored = manager.settings.exclude_types
         self.lookup: Callable[..., tuple[Any, ...]] | None = None
+
+    async def delete(self, addresses: Sequence[Address]) -> bool:
+        """Remove entries; whether it was delivered, which is logged if not."""
+        try:
+            await (await self.manager.engine()).delete(addresses, self.terms)
+        except BackendError as error:
+            log.error("entries of calls of %s were not deleted: %s", self.terms.label, error)
+            return False
+        return True
 
 
 class Cached:
@@ -287,14 +296,9 @@ class Cached:
     # Verbs
 
     async def invalidate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        _, engine, address, terms = await self.place(args, kwargs)
-        try:
-            if engine is not None:
-                await engine.delete([address], terms)
-                return True
-        except BackendError as error:
-            log.error("the entry of a call of %s was not deleted: %s", self.name, error)
-        return False
+        state = self.current_state()
+        addresses = [self._address(state, args, kwargs)]
+        return not state.manager.put_off(lambda held: held.delete(state.delete, addresses)) and await state.delete(addresses)
 
     async def refresh(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         manager, engine, address, terms = await self.place(args, kwargs)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Protocol, TypeAlias
 
 from aiocache_aura.context import Id, id_text
+from aiocache_aura.deferral import Held
 from aiocache_aura.engine import Engine
 from aiocache_aura.errors import BackendError
 from aiocache_aura.generations import Addresses
@@ -35,8 +36,12 @@ class Desk(Protocol):
     def fault(self, error: BackendError, what: str) -> None:
         """Log it; under `strict`, raise it."""
 
-    async def drop(self, scopes: Scopes, what: str) -> bool:
-        """Invalidate these generations; whether it was delivered."""
+    async def drop(self, scopes: Scopes, what: str, *, soft: bool = False) -> bool:
+        """Invalidate these generations, or, `soft`, leave their entries as stale; whether it was delivered."""
+        ...
+
+    def put_off(self, put: Callable[[Held], None]) -> bool:
+        """Have the `deferred()` block that this task is in hold it; False if there is none."""
         ...
 
     async def behind(self, work: Coroutine[Any, Any, Any]) -> None:

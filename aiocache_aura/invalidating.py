@@ -18,12 +18,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import anyio
-
 from aiocache_aura import cache_manager as desk
 from aiocache_aura import keys
 from aiocache_aura.cache_manager import CacheManager
 from aiocache_aura.context import Id, Identity, id_text, identity
+from aiocache_aura.deferral import to_the_end
 from aiocache_aura.desk import listed
 from aiocache_aura.errors import BackendError, CacheError, ConfigurationError, MissingTenantError, MissingUserError
 from aiocache_aura.generations import tag_extra
@@ -125,9 +124,9 @@ class Invalidating:
             result = await (self.function(*args, **kwargs) if self._is_async else call_plain(self.function, *args, **kwargs))
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError) or self.options.on_error:
-                await _to_the_end(after(known, MISSING))
+                await to_the_end(after(known, MISSING))
             raise
-        await _to_the_end(after(known, result))
+        await to_the_end(after(known, result))
         return result
 
     def _after(self, manager: Any, arguments: Mapping[str, Any]) -> Callable[[Identity, Any], Any]:
@@ -234,21 +233,6 @@ class Invalidating:
                     await settled(manager.invalidate(name, tenant=tenants[0] if tenants else None, tags=tags or ()))
         except Exception as error:
             log.warning("%s went on without the cache: the manager raised %r", self.signature.name, error)
-
-
-async def _to_the_end(work: Any) -> None:
-    """Wait for it whatever happens to the caller, who is cancelled afterwards; the budget of the store bounds it."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    with anyio.CancelScope(shield=True):
-        while not task.done():
-            try:
-                await asyncio.wait({task})
-            except asyncio.CancelledError as error:
-                cancelled = error
-    task.result()
-    if cancelled is not None:
-        raise cancelled
 
 
 def _asks_result(told: object) -> bool:

@@ -309,15 +309,20 @@ class Cache:
     async def delete(self, *keys: str, tenant: Id | None = None, user: Id | None = None) -> int:
         """Remove entries; how many were stored.
 
-        Loads of these keys that are under way will not bring them back. Goes out inside `disabled()`, too.
+        Loads of these keys that are under way will not bring them back. Goes out inside `disabled()`, too; inside `deferred()` at its end.
         """
         plan = self._plan(None, {})
         return await self.delete_at([self._address(plan, key, tenant, user) for key in keys])
 
     async def delete_at(self, addresses: Sequence[Address]) -> int:
         """`delete`, for entries whose owner is already worked out."""
+        if not addresses or self._desk.put_off(lambda held: held.delete(self._delete, addresses)):
+            return 0
+        return await self._delete(addresses)
+
+    async def _delete(self, addresses: Sequence[Address]) -> int:
         terms = self._plan(None, {}).terms
-        return await self._ask("delete", 0, lambda engine: engine.delete(addresses, terms)) if addresses else 0
+        return await self._ask("delete", 0, lambda engine: engine.delete(addresses, terms))
 
     # Invalidating
 
@@ -344,6 +349,11 @@ class Cache:
             raise TypeError(f"a pattern is text such as 'item:*', not {type(pattern).__name__}")
         (of_tenant,), (of_user,) = narrowed(tenant, "tenant") or (None,), narrowed(user, "user") or (None,)
         self.counts.invalidations += 1
+        if self._desk.put_off(lambda held: held.call(self._purge, pattern, of_tenant, of_user)):
+            return 0
+        return await self._purge(pattern, of_tenant, of_user)
+
+    async def _purge(self, pattern: str, of_tenant: str | None, of_user: str | None) -> int:
         try:
             return await (await self._engine()).purge(self.name, pattern, of_tenant, of_user)
         except BackendError as error:
@@ -357,11 +367,14 @@ class Cache:
         they expire. It removes what it finds: entries that are written while it is at work may go, too, and are misses.
         """
         delivered = await self.invalidate()
-        if reclaim:
-            await self._desk.behind(self._reclaim())
+        if reclaim and not self._desk.put_off(lambda held: held.call(self._reclaim)):
+            await self._reclaim()
         return delivered
 
     async def _reclaim(self) -> None:
+        await self._desk.behind(self._purge_all())
+
+    async def _purge_all(self) -> None:
         try:
             await (await self._engine()).purge(self.name, "*", None, None)
         except BackendError as error:

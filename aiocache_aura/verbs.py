@@ -209,8 +209,8 @@ class Invalidations(ABC):
         """Names keys and scopes."""
 
     @abstractmethod
-    async def drop(self, scopes: Scopes, what: str) -> bool:
-        """Invalidate these generations; whether it was delivered."""
+    async def drop(self, scopes: Scopes, what: str, *, soft: bool = False) -> bool:
+        """Invalidate these generations, or, `soft`, leave their entries as stale; whether it was delivered."""
 
     async def invalidate(self, cache_type: str, *, tenant: Who = None, user: Who = None, tags: Iterable[str] = ()) -> bool:
         """Void the type's entries, or those of a tenant, a user, or with one of these tags; see `Cache.invalidate`."""

@@ -26,7 +26,7 @@ def throw(monkeypatch: pytest.MonkeyPatch, number: float) -> None:
 @pytest.mark.parametrize("factor", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("cost", [0.0, 1.0, 20.0])
 def test_the_cost_and_a_bounded_throw_before_the_end(monkeypatch: pytest.MonkeyPatch, cost: float, factor: float) -> None:
-    """The luckiest throw is due from the cost and a bounded share of the ttl before the end, the unluckiest from the cost, times the factor."""
+    """Due is, times the factor: with the smallest throw what has its cost left, with the largest a bounded share of the ttl more."""
     for number, before_the_end in ((0.0, factor * cost), (1 - 2**-53, factor * (cost + EARLIEST * TTL))):
         throw(monkeypatch, number)
         assert is_due(entry(cost=cost), TTL - before_the_end + 1e-6, factor)

@@ -101,7 +101,7 @@ class TestOptions:
             CacheManager("http://ann:secret@localhost")
         assert "secret" not in str(caught.value)
 
-    @pytest.mark.parametrize("name", ["deferred", "explain", "events"])
+    @pytest.mark.parametrize("name", ["explain", "events"])
     def test_what_a_later_issue_builds_does_not_exist(self, name):
         assert not hasattr(CacheManager(), name)
 

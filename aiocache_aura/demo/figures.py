@@ -49,7 +49,8 @@ def say(text: str, end: str = "\n") -> None:
 
 def violations(without: Evening, with_cache: Evening, lives: Sequence[Lives] = ()) -> list[str]:
     """Every answer that was wrong at any time; and that the cache has miscounted, if the database counted otherwise."""
-    found = [wrong for part in (without, with_cache, *lives) for wrong in part.ledger.violations]
+    ledgers = without.ledger, with_cache.ledger, *(one.ledger for one in lives)
+    found = [wrong for ledger in ledgers for wrong in ledger.violations]
     if with_cache.queries != with_cache.counted("loads"):
         found.append(f"the database was asked {with_cache.queries} times, the cache counted {with_cache.counted('loads')} loads")
     return found
@@ -84,9 +85,7 @@ def quantile(ordered: Sequence[float], share: float) -> float:
 def tell_lives(lives: Sequence[Lives]) -> None:
     """Who waits when lives end."""
     least = min(one.asked_least for one in lives)
-    say(
-        f"When lives end, here after {lives[0].life:g} s: the questions asked most, each {least:.0f} times in a life or more often; no updates."
-    )
+    say(f"When lives end, here after {lives[0].life:g} s: the questions asked most, each at least {least:.0f} times a life; no updates.")
     say(LIVES_HEADING)
     for one in lives:
         waits = sorted(wait for kind in one.traffic.waits.values() for wait in kind)

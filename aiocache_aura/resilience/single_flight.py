@@ -168,7 +168,9 @@ class Flight:
 
     def part(self, waiter: Waiter) -> None:
         """Go, and let the load go on without anybody, if there is room for one more such; else it is abandoned."""
-        self.waiters.pop(waiter, None)
+        self.outlives = True  # whoever leaves last
+        if self.waiters.pop(waiter, self) is self and waiter.future.done() and not waiter.future.cancelled():
+            waiter.future.exception()  # retrieved: nobody else will
         if not self.waiters and self.phase < Phase.FILLING and not self.keep():
             self._abandon()
 

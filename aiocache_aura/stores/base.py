@@ -332,8 +332,13 @@ class Port(Protocol):
         """The value of `key` and the tokens of `scopes`; lookups of one tick share a round trip (M1)."""
         ...
 
-    async def claim(self, keys: Sequence[tuple[bytes, Scopes]], *, life: float | None, timeout: float) -> list[Claim]:
-        """A permit for each key and its generations, planted where missing, in one round trip (M6, M9)."""
+    async def claim(
+        self, keys: Sequence[tuple[bytes, Scopes]], *, life: float | None, timeout: float, within: float | None = None
+    ) -> list[Claim]:
+        """A permit for each key and its generations, planted where missing, in one round trip (M6, M9).
+
+        A load that takes up to `within` seconds may still fill; None for as long as the store thinks fit.
+        """
         ...
 
     async def fill(self, fills: Sequence[Fill], *, written: Callable[[], None], timeout: float) -> list[Verdict]:

@@ -175,7 +175,8 @@ class Lookups:
 class RedisPort:
     """One event loop's way to a Redis or Valkey server. `prefix` is already escaped; times in seconds.
 
-    `budget` is how long a lookup may take, `permit_life` how long a load may take and still store its value.
+    `budget` is how long a lookup may take, `permit_life` how long a load without a lease may take at least and still
+    store its value.
     """
 
     def __init__(self, link: Link, prefix: str, *, budget: float, tick: Tick, permit_life: float = 30.0) -> None:
@@ -183,7 +184,7 @@ class RedisPort:
         self._lookups = [Lookups(lane, tick, budget) for lane in link.reads]
         self._lanes = len(self._lookups)
         self._writes = Writes(link.writes, tick)
-        self._permit_life = life_ms(permit_life)
+        self._permit_life = permit_life
         self._values = f"{prefix}:".encode()
         self._permits = f"{prefix}!p:{{".encode()
         self._leases = RedisLeases(link, self._writes, self._permit, f"{prefix}!w".encode(), budget=budget)
@@ -202,12 +203,15 @@ class RedisPort:
 
     # Loads
 
-    async def claim(self, keys: Sequence[tuple[bytes, Scopes]], *, life: float | None, timeout: float) -> list[Claim]:
+    async def claim(
+        self, keys: Sequence[tuple[bytes, Scopes]], *, life: float | None, timeout: float, within: float | None = None
+    ) -> list[Claim]:
         commands: list[Command] = []
+        permit_life = life_ms(max(within or 0.0, self._permit_life))
         for key, _ in keys:
             permit = self._permit(key)
-            commands.append(("SET", permit, os.urandom(TOKEN_BYTES), "NX", "PX", self._permit_life))
-            commands.append(("GETEX", permit, "PX", self._permit_life))
+            commands.append(("SET", permit, os.urandom(TOKEN_BYTES), "NX", "PX", permit_life))
+            commands.append(("GETEX", permit, "PX", permit_life))
         scopes = list(dict.fromkeys(scope for _, scopes in keys for scope in scopes))
         commands.extend(_plant(scopes, life))
         if not commands:

@@ -18,7 +18,7 @@ FLOORS = [
      "aiocache_aura.integrations", "aiocache_aura.integrations.asgi"},
     {"aiocache_aura.decorators", "aiocache_aura.cached_function", "aiocache_aura.cached", "aiocache_aura.invalidating",
      "aiocache_aura.cache_manager", "aiocache_aura.namespace",
-     "aiocache_aura.verbs", "aiocache_aura.desk", "aiocache_aura.engines", "aiocache_aura.backend"},
+     "aiocache_aura.verbs", "aiocache_aura.desk", "aiocache_aura.deferral", "aiocache_aura.engines", "aiocache_aura.backend"},
     {"aiocache_aura.engine", "aiocache_aura.writes", "aiocache_aura.entries", "aiocache_aura.generations",
      "aiocache_aura.terms", "aiocache_aura.looking", "aiocache_aura.loading"},
     {"aiocache_aura.redis_client", "aiocache_aura.stores", "aiocache_aura.stores.base", "aiocache_aura.stores.connections",
