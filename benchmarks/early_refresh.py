@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import random
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack
@@ -108,6 +109,7 @@ async def _ask_at(ask: Callable[[], Awaitable[None]], moments: AsyncIterator[Non
 def compare(case: Case, seed: int, url: str, *, real: bool) -> tuple[Tally, Tally]:
     """(plain TTL, early refresh), one after the other in virtual time, side by side by the wall clock."""
     if not real:
+        random.seed(seed)  # the library's dice: without them, and in virtual time, everything is as it was the last time
         clocks = VirtualClock(), VirtualClock()
         plain, early = (
             run(clock, measure(case, clock, url, seed, early=early)) for clock, early in zip(clocks, (False, True), strict=True)
