@@ -21,8 +21,9 @@ from aiocache_aura.engine import Engine
 from aiocache_aura.engines import Engines
 from aiocache_aura.errors import BackendError, BackendTimeoutError, ConfigurationError
 from aiocache_aura.generations import Addresses
-from aiocache_aura.namespace import Cache, CacheRegistry
+from aiocache_aura.namespace import Cache
 from aiocache_aura.policy import PRESETS, CachePolicy, PolicyOverrides
+from aiocache_aura.registry import CacheRegistry
 from aiocache_aura.resilience.fail_safe import FaultLog
 from aiocache_aura.resilience.single_flight import Tick
 from aiocache_aura.resilience.threads import call_plain

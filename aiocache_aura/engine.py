@@ -29,8 +29,8 @@ from aiocache_aura.entries import Held, Sight, log
 from aiocache_aura.errors import BackendError, LoadTimeoutError
 from aiocache_aura.freshness import is_due, stands_in_for
 from aiocache_aura.generations import Address
-from aiocache_aura.loading import Loading, LoadMany, Paused
-from aiocache_aura.resilience.single_flight import RETRY, Flight, Load, Waiter
+from aiocache_aura.loading import Loading, LoadMany
+from aiocache_aura.resilience.single_flight import RETRY, Flight, Load, Paused, Waiter
 from aiocache_aura.resilience.threads import settled
 from aiocache_aura.stores.base import Claim, Tokens
 from aiocache_aura.terms import Terms

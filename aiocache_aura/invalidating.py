@@ -47,6 +47,7 @@ class InvalidateOptions:
     keys: Texts = ()
     tenant: Id | Everyone | None = None
     user: Id | Everyone | None = None
+    keep_stale: bool = False
     on_error: bool = False
     manager: Any = None
 
@@ -106,6 +107,12 @@ class Invalidating:
             raise ConfigurationError("invalidate_cache(keys=...): a key belongs to a cache type; name it first")
         if self._keys and ALL in (options.tenant, options.user):
             raise ConfigurationError("invalidate_cache(keys=..., tenant=ALL): a key is one tenant's; use tags= for everybody's")
+        if not isinstance(options.keep_stale, bool):
+            raise ConfigurationError(f"invalidate_cache(keep_stale={options.keep_stale!r}): it is True or False")
+        if self._keys and options.keep_stale:
+            raise ConfigurationError(
+                "invalidate_cache(keys=..., keep_stale=True): keys are deleted; use tags= for what is to stay as stale"
+            )
         if self._tags and options.user is not None and options.user is not ALL:
             raise TypeError("invalidate_cache takes user= or tags=, not both: tags belong to a type and its tenants")
         if not (options.cache_types or self._tags or options.tenant is not None or options.user is not None):
@@ -189,7 +196,7 @@ class Invalidating:
                 if name is not None:
                     manager.counts(name).invalidations += 1
         if scopes and tags != []:
-            await manager.drop(tuple(dict.fromkeys(scopes)), f"what {self.signature.name} invalidates")
+            await manager.drop(tuple(dict.fromkeys(scopes)), f"what {self.signature.name} invalidates", soft=self.options.keep_stale)
 
     def _types(self, manager: CacheManager, tags: list[str] | None, is_narrowed: bool) -> Iterable[str | None]:
         """The types, or None where what narrows crosses them all."""
@@ -225,12 +232,13 @@ class Invalidating:
     ) -> None:
         """A stand-in for the manager: told as a manager would be; whatever it raises, the function's result stands."""
         tenants = tenant.ids(known.tenant)
+        more = {"keep_stale": True} if self.options.keep_stale else {}
         try:
             for name in self.options.cache_types:
                 if wanted:
                     await settled(manager.delete(name, *wanted))
                 else:
-                    await settled(manager.invalidate(name, tenant=tenants[0] if tenants else None, tags=tags or ()))
+                    await settled(manager.invalidate(name, tenant=tenants[0] if tenants else None, tags=tags or (), **more))
         except Exception as error:
             log.warning("%s went on without the cache: the manager raised %r", self.signature.name, error)
 

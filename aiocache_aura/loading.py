@@ -35,7 +35,7 @@ from aiocache_aura.errors import BackendError, CacheError, LoadDeadlineError, Lo
 from aiocache_aura.generations import Address
 from aiocache_aura.looking import Looking
 from aiocache_aura.policy import seconds
-from aiocache_aura.resilience.single_flight import RETRY, Flight, Load, NobodyLoads, Phase, Tick
+from aiocache_aura.resilience.single_flight import RETRY, Flight, Load, NobodyLoads, Paused, Phase, Tick
 from aiocache_aura.stores.base import Claim, Failed, Fill, Found, Leases, Standing, Want
 from aiocache_aura.stores.base import Held as HeldElsewhere
 from aiocache_aura.terms import Terms
@@ -54,10 +54,6 @@ class Landed(Enum):
 
 
 LANDED: Final = Landed.LANDED
-
-
-class Paused(CacheError):
-    """A refresh has just failed, and whoever would refresh has a value to go on with."""
 
 
 class Loaded:
