@@ -512,6 +512,7 @@ class TestSecrecy:
                     with server.client(password=PASSWORD) as client:
                         client.config_set("maxmemory", 1), client.config_set("maxmemory-policy", "noeviction")
                     await manager.set("menu", ARGUMENTS[4], VALUE)
+                    await asyncio.gather(*manager._engines.place().behind)
                     server.kill()
                     with tenant_scope(ARGUMENTS[1]):
                         await hasty.set("menu", ARGUMENTS[4], VALUE), await hasty.invalidate("menu", tags=[ARGUMENTS[3]])
