@@ -25,12 +25,12 @@ from typing import Any
 
 from aiocache_aura.codecs.envelope import open_fresh
 from aiocache_aura.codecs.serializers import Undecodable
-from aiocache_aura.entries import Held, log
+from aiocache_aura.entries import Held, Sight, log
 from aiocache_aura.errors import BackendError, LoadTimeoutError
-from aiocache_aura.freshness import is_due
+from aiocache_aura.freshness import is_due, stands_in_for
 from aiocache_aura.generations import Address
-from aiocache_aura.loading import Loading, LoadMany, Paused
-from aiocache_aura.resilience.single_flight import RETRY, Flight, Load, Waiter
+from aiocache_aura.loading import Loading, LoadMany
+from aiocache_aura.resilience.single_flight import RETRY, Flight, Load, Paused, Waiter
 from aiocache_aura.resilience.threads import settled
 from aiocache_aura.stores.base import Claim, Tokens
 from aiocache_aura.terms import Terms
@@ -87,13 +87,12 @@ class Engine(Loading):
         counted = False
         while True:
             held: Held | None = None
-            seen: bytes | None = None
+            sight: Sight | None = None
             flight = self._joinable(address.key, terms, began)
             if (flight is None or flight.refreshes) and left > 0:
                 asked = began if answer else self._tick.now
                 try:
                     held, sight = await self._look(address, terms, answer)
-                    seen = sight.raw
                 except BackendError as error:
                     self._fault(error, terms)
                     left = 0.0
@@ -101,7 +100,7 @@ class Engine(Loading):
                 if held is not None and self._serves(address, terms, load, held):
                     if not counted:
                         self._count_served(terms, address, held)
-                    return held.give()
+                    return held.value if held.error is None else await self._instead(held.error, terms, None)
                 flight = self._joinable(address.key, terms, began)
                 if left > 0 and held is None and self._was_filled(address.key, asked):
                     continue
@@ -109,7 +108,7 @@ class Engine(Loading):
                 counted = True
                 self._count_miss(terms, address, coalesced=flight is not None)
             if flight is None:
-                flight, waiter = self._take_off(address, terms, load, began, left, seen, held=held)
+                flight, waiter = self._take_off(address, terms, load, began, left, sight, held=held)
             else:
                 waiter = flight.board(began, load if terms.personal else None, content=held is not None)
             try:
@@ -145,7 +144,7 @@ class Engine(Loading):
         load: Load,
         began: int,
         left: float,
-        seen: bytes | None,
+        sight: Sight | None,
         *,
         held: Held | None = None,
         anew: bool = False,
@@ -154,20 +153,26 @@ class Engine(Loading):
         older = self.flights.get(address.key)
         if older is not None:
             older.refuse_recursion()
-        flight = self.flights.open(address.key, address.scopes, refreshes=anew or held is not None)
+        stands_in = held is not None or (sight is not None and self._may_stand_in(address, sight))  # if not for this reader, for others
+        flight = self.flights.open(address.key, address.scopes, refreshes=anew or stands_in)
         flight.anew, flight.outlives = anew or older is not None, terms.keep_loading
         waiter = flight.board(began, load if terms.personal else None, content=held is not None)
-        self.flights.start([flight], partial(self._fly, flight, address, terms, load, left, seen))
+        self.flights.start([flight], partial(self._fly, flight, address, terms, load, left, sight.raw if sight else None))
         return flight, waiter
 
     async def _outcome(self, flight: Flight, waiter: Waiter, terms: Terms, started: float, held: Held | None) -> Any:
         """What the flight gives this caller: a value, RETRY or MISSING, or its error; LoadTimeoutError once its patience has ended."""
-        patience = min((one for one in (terms.soft if held else None, terms.hard) if one is not None), default=None)
-        if patience is None:
-            outcome = await flight.outcome(waiter)
-        else:
-            outcome = await self._within(flight, waiter, terms, started + patience - self._monotonic())
+        patience = self._patience(terms, started, held)
+        outcome = await (flight.outcome(waiter) if patience is None else self._within(flight, waiter, terms, patience))
         return outcome if outcome is RETRY or outcome is MISSING else outcome.take(terms)
+
+    def _patience(self, terms: Terms, started: float, held: Held | None) -> float | None:
+        """Seconds that a caller waits from now on, None if it has no bound: with a stale value at hand, not past the life of that."""
+        waited = self._monotonic() - started
+        ends = [] if terms.hard is None else [terms.hard - waited]
+        if terms.soft is not None and held is not None:
+            ends += [terms.soft - waited, self._stands_in_for(held, terms)]
+        return min(ends, default=None)
 
     async def _within(self, flight: Flight, waiter: Waiter, terms: Terms, seconds: float) -> Any:
         try:
@@ -181,18 +186,31 @@ class Engine(Loading):
             await flight.leave(waiter)
         else:
             flight.part(waiter)
-        raise LoadTimeoutError(f"{terms.label}: the value was still loading when the caller's time was up; it goes on loading behind")
+        raise LoadTimeoutError(f"{terms.label}: the value was still loading when the caller's time was up")
 
     async def _instead(self, error: Exception, terms: Terms, held: Held | None) -> Any:
         """What a caller is given for a load that failed; raises the error where there is nothing."""
-        if held is not None and (held.is_fresh or isinstance(error, (LoadTimeoutError, Paused, *terms.stale_on))):
+        if held is not None and self._stands_in(held, terms, error):
             self._add(terms, "stale_served", int(not held.is_fresh))
-            return held.give()
+            if held.error is None:
+                return held.value
+            error = held.error
         if terms.fallback is MISSING:
             raise error
         if not callable(terms.fallback):
             return terms.fallback
         return await settled(terms.fallback(error) if _takes_one(terms.fallback) else terms.fallback())
+
+    def _stands_in_for(self, held: Held, terms: Terms) -> float:
+        entry = held.sight.entry
+        return 0.0 if entry is None else stands_in_for(entry, self._time(), terms.stale)
+
+    def _stands_in(self, held: Held, terms: Terms, error: Exception) -> bool:
+        """Whether what a caller has found may be given instead of an error; it may have died while the caller waited."""
+        if isinstance(error, LoadTimeoutError) and terms.soft is not None:
+            return True  # which has not waited for longer than it lives
+        hides = held.is_fresh or isinstance(error, (LoadTimeoutError, Paused, *terms.stale_on))
+        return hides and self._stands_in_for(held, terms) > 0
 
     def _count_served(self, terms: Terms, address: Address, held: Held) -> None:
         self._count_hit(terms, address)
@@ -247,7 +265,10 @@ class Engine(Loading):
                     self._count_miss(terms, addresses[n], coalesced=addresses[n].key in self._under_way)
             counted.update(wanted)
             aboard = self._board_all(addresses, wanted, terms, load, began, left, seen)
-            outcomes = await self._all_outcomes(aboard, terms, started)
+            try:
+                outcomes = await self._all_outcomes(aboard, terms, started)
+            except Exception as error:
+                outcomes = {n: await self._instead(error, terms, None) for n in wanted}
             values = [outcomes.get(n, value) for n, value in enumerate(values)]
             wanted = [n for n in outcomes if values[n] is RETRY]
             values = [MISSING if value is RETRY else value for value in values]

@@ -42,6 +42,11 @@ class Sight:
     raw: bytes | None = field(repr=False)
     tokens: Tokens
 
+    @property
+    def has_value(self) -> bool:
+        """Whether a fresh value is there, of whatever type; an error that was cached is none."""
+        return self.entry is not None and self.standing is Standing.FRESH and not self.entry.flags & IS_ERROR
+
 
 @dataclass(frozen=True, slots=True)
 class Held:
@@ -54,11 +59,6 @@ class Held:
     @property
     def is_fresh(self) -> bool:
         return self.sight.standing is Standing.FRESH
-
-    def give(self) -> Any:
-        if self.error is not None:
-            raise self.error
-        return self.value
 
 
 class Entries:
@@ -113,6 +113,14 @@ class Entries:
             return Sight(standing(entry, self._time(), tokens.fingerprint(needed), terms.stale), entry, raw, tokens)
         return Sight(Standing.DEAD, None, raw, tokens)
 
+    def _may_stand_in(self, address: Address, sight: Sight) -> bool:
+        """Whether some reader may be given what was found, if not this one."""
+        entry = sight.entry
+        if entry is None:
+            return False
+        fingerprint = sight.tokens.fingerprint(self._scopes_of(address, entry))
+        return standing(entry, self._time(), fingerprint, entry.stale) is not Standing.DEAD
+
     def _scopes_of(self, address: Address, entry: Entry) -> Scopes:
         if entry.extras == address.extras and entry.flags & ~KIND == address.flags:
             return address.scopes
@@ -150,7 +158,7 @@ class Entries:
             flags=address.flags | kind,
             created=created,
             ttl=jittered(life, terms.jitter),
-            stale=terms.stale,
+            stale=0.0 if kind & IS_ERROR else terms.stale,
             cost=cost,
             schema=terms.serializer.schema,
             fingerprint=fingerprint,
@@ -172,9 +180,9 @@ class Entries:
         return await self._port.expire(address.key, renewed, reach, seen=sight.raw, timeout=self._budget)
 
     def _slide(self, address: Address, held: Held, terms: Terms) -> None:
-        """A hit renews the life, behind the caller's back; not with every hit of a crowd."""
+        """A hit renews the life, behind the caller's back; not with every hit of a crowd, and not that of an error."""
         entry = held.sight.entry
-        if terms.sliding and entry is not None and is_used(entry, self._time()) and address.key not in self._sliding:
+        if terms.sliding and held.error is None and entry is not None and is_used(entry, self._time()) and address.key not in self._sliding:
             self._sliding.add(address.key)
             self._behind(self._slid(address, held.sight, entry.ttl, terms))
 

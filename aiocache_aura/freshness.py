@@ -28,8 +28,12 @@ def standing(entry: Entry, now: float, fingerprint: bytes | None, stale: float) 
         return Standing.DEAD
     if fingerprint == entry.fingerprint and entry.is_fresh(now):
         return Standing.FRESH
-    beyond = min(entry.stale, stale)
-    return Standing.STALE if beyond > 0 and now < entry.created + entry.ttl + beyond else Standing.DEAD
+    return Standing.STALE if min(entry.stale, stale) > 0 and stands_in_for(entry, now, stale) > 0 else Standing.DEAD
+
+
+def stands_in_for(entry: Entry, now: float, stale: float) -> float:
+    """For how many seconds an entry may still be given, as a stale one in the end."""
+    return entry.left(now) + min(entry.stale, stale)
 
 
 def is_due(entry: Entry, now: float, factor: float) -> bool:
@@ -37,10 +41,12 @@ def is_due(entry: Entry, now: float, factor: float) -> bool:
 
     "XFetch" of Vattani, Chierichetti and Lowenstein, "Optimal Probabilistic Cache Stampede Prevention" (VLDB 2015), with a floor.
     """
+    if entry.ttl == math.inf:
+        return False
     cost = factor * max(entry.cost, FLOOR * entry.ttl)
     return entry.left(now) <= -math.log(1.0 - random.random()) * cost  # noqa: S311 - nothing secret about it
 
 
 def is_used(entry: Entry, now: float) -> bool:
     """Whether so much of its life is over that renewing it is worth a write: a twentieth, or a second."""
-    return now - entry.created >= min(1.0, entry.ttl / 20)
+    return entry.ttl < math.inf and now - entry.created >= min(1.0, entry.ttl / 20)

@@ -35,12 +35,13 @@ from aiocache_aura.errors import BackendError, CacheError, LoadDeadlineError, Lo
 from aiocache_aura.generations import Address
 from aiocache_aura.looking import Looking
 from aiocache_aura.policy import seconds
-from aiocache_aura.resilience.single_flight import RETRY, Flight, Load, NobodyLoads, Phase, Tick
+from aiocache_aura.resilience.single_flight import RETRY, Flight, Load, NobodyLoads, Paused, Phase, Tick
 from aiocache_aura.stores.base import Claim, Failed, Fill, Found, Leases, Standing, Want
 from aiocache_aura.stores.base import Held as HeldElsewhere
 from aiocache_aura.terms import Terms
 from aiocache_aura.types import MISSING, Uncached
 
+UNBOUNDED_LOAD = 3600.0  # seconds that a load without a deadline may take and still store its value
 ASK_AGAIN = 0.02  # seconds after the end of a lease, which the server may see a little later than we do
 
 LoadMany: TypeAlias = Callable[[list[int]], Awaitable[Any]]
@@ -53,10 +54,6 @@ class Landed(Enum):
 
 
 LANDED: Final = Landed.LANDED
-
-
-class Paused(CacheError):
-    """A refresh has just failed, and whoever would refresh has a value to go on with."""
 
 
 class Loaded:
@@ -129,7 +126,8 @@ class Loading(Looking):
         started = self._monotonic()
         wanted = [(address.key, address.scopes) for address in addresses]
         try:
-            claims = await self._port.claim(wanted, life=finite(terms.reach), timeout=left)
+            within = UNBOUNDED_LOAD if terms.deadline is None else terms.deadline
+            claims = await self._port.claim(wanted, life=finite(terms.reach), timeout=left, within=within)
         except BackendError as error:
             self._fault(error, terms)
             return none, 0.0
@@ -227,13 +225,13 @@ class Loading(Looking):
             timer = asyncio.get_running_loop().call_later(terms.deadline, self._overrun, flights, terms, give_up)
         try:
             value = await run()
-        except terms.cache_errors as error:
+        except (asyncio.CancelledError, NobodyLoads):
+            raise
+        except BaseException as error:
+            if not isinstance(error, terms.cache_errors) or _is_hidden(error, flights, terms):
+                self._add(terms, "load_errors", 1)
+                raise
             value = _Refused(error)
-        except asyncio.CancelledError:
-            raise
-        except BaseException:
-            self._add(terms, "load_errors", 1)
-            raise
         finally:
             if timer is not None:
                 timer.cancel()
@@ -259,9 +257,10 @@ class Loading(Looking):
     ) -> None:
         """Let go of the leases, with word of a failure if it is one. Once it is done, doing it again does nothing."""
         failed = isinstance(error, Exception) and not isinstance(error, NobodyLoads)
+        is_over = all(flight.phase is Phase.DONE for flight in flights)
         leases = self._leases(terms)
-        for address, claim in zip(addresses, claims, strict=True):
-            if failed and terms.stale:
+        for flight, address, claim in zip(flights, addresses, claims, strict=True):
+            if failed and not is_over and flight.refreshes:
                 self._pause(address.key, terms.throttle)
             if leases is None or claim is None or not claim.leased:
                 continue
@@ -269,7 +268,7 @@ class Loading(Looking):
                 leases.fail(address.key, claim.permit, failures.encode(error) or failures.named(error), throttle=terms.throttle)
             else:
                 leases.release(address.key, claim.permit)
-        if failed and not any(flight.waiters for flight in flights) and any(flight.phase is not Phase.DONE for flight in flights):
+        if failed and not is_over and not any(flight.waiters for flight in flights):
             self._faults.report(LoadFailedError(f"the loader raised {type(error).__name__}"), f"a refresh of {terms.label}, behind")
 
     # What it gave
@@ -310,8 +309,9 @@ class Loading(Looking):
         """An error that is cached: as its class and its arguments."""
         raw = failures.encode(error)
         life = terms.life if terms.negative_life is None else terms.negative_life
-        if raw is None:
-            self._note_unstorable(terms, SerializationError(f"{type(error).__name__}, whose arguments JSON does not hold exactly"))
+        if raw is None or len(raw) > terms.max_value_bytes:
+            self._note_unstorable(terms, SerializationError(f"{type(error).__name__}, which JSON does not hold exactly, or is too large"))
+            raw = None
         return Loaded(None, None, 0, error), None if raw is None or not life else Sealed((0, raw), IS_ERROR, life)
 
     # The fill
@@ -423,6 +423,11 @@ class _Written:
 
     def __call__(self) -> None:
         self.tick = self._tick.take()
+
+
+def _is_hidden(error: Exception, flights: Sequence[Flight], terms: Terms) -> bool:
+    """Whether the value that is being refreshed stands in for an error, which is not stored over it, then."""
+    return isinstance(error, terms.stale_on) and any(flight.refreshes for flight in flights)
 
 
 def _judged(judge: Callable[[Any], Any] | None, value: Any, otherwise: Any) -> Any:

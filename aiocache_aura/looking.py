@@ -50,7 +50,7 @@ class Looking(Writes):
     async def ttl(self, address: Address, terms: Terms) -> float | None:
         """Seconds left of an entry that a read would be served from, inf for ever; None if there is none."""
         sight = await self._examine(address, terms)
-        return sight.entry.left(self._time()) if sight.entry is not None and sight.standing is Standing.FRESH else None
+        return sight.entry.left(self._time()) if sight.entry is not None and sight.has_value else None
 
     async def entry(self, address: Address, terms: Terms) -> CacheEntry[Any] | None:
         """What a read may be given, fresh or stale, with its age."""

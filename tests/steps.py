@@ -133,7 +133,7 @@ class Port(Holder):
     def __init__(self, inner: base.Port, tick: Tick) -> None:
         super().__init__()
         self.inner, self._tick = inner, tick
-        self.leases = None  # loads take permits here
+        self.leases: Leases | None = None  # loads take permits here, unless they are given leases
 
     def __repr__(self) -> str:
         return f"<Port {self.steps}>"
@@ -195,6 +195,56 @@ class Port(Holder):
         self.inner.forget()
 
 
+class Leases(Holder):
+    """The leases of a port. `acquire` can be held; what ends a lease, and the wake-ups of those who follow, can be lost."""
+
+    def __init__(self, inner: base.Leases) -> None:
+        super().__init__()
+        self.inner = inner
+        self.is_mute = self.is_deaf = False
+        self.waits: list[float] = []
+
+    def follow(self, key: bytes) -> base.Follower:
+        return Follower(self, self.inner.follow(key))
+
+    async def acquire(self, wants: Sequence[base.Want], *, timeout: float, written: Callable[[], None]) -> list[base.Standing]:
+        if "acquire" not in self.held:
+            return await self.inner.acquire(wants, timeout=timeout, written=written)
+        step = Step("acquire", tuple(wants), lambda: self.inner.acquire(wants, timeout=timeout, written=lambda: None))
+        step.on_write = written
+        self.add(step)
+        return await step.future  # type: ignore[no-any-return]
+
+    def release(self, key: bytes, lease: bytes) -> None:
+        if not self.is_mute:
+            self.inner.release(key, lease)
+
+    def fail(self, key: bytes, lease: bytes, reason: bytes, *, throttle: float) -> None:
+        if not self.is_mute:
+            self.inner.fail(key, lease, reason, throttle=throttle)
+
+    def leave_alone(self, key: bytes, lease: bytes) -> None:
+        if not self.is_mute:
+            self.inner.leave_alone(key, lease)
+
+    async def holder(self, key: bytes, *, timeout: float) -> base.Holder | None:
+        return await self.inner.holder(key, timeout=timeout)
+
+
+class Follower:
+    """One who waits for the load of a key; deaf to wake-ups if its process is."""
+
+    def __init__(self, leases: Leases, inner: base.Follower) -> None:
+        self._leases, self._inner = leases, inner
+
+    async def wait(self, seconds: float) -> None:
+        self._leases.waits.append(seconds)
+        await (asyncio.sleep(seconds) if self._leases.is_deaf else self._inner.wait(seconds))
+
+    def close(self) -> None:
+        self._inner.close()
+
+
 class Lane(Holder):
     """A lane whose groups can be held, each by the name of its first command."""
 
@@ -228,6 +278,9 @@ class Link:
     def __init__(self, inner: base.Link) -> None:
         self.inner = inner
         self.reads, self.writes = [Lane(inner.reads[0])], Lane(inner.writes)
+
+    def listen(self, channel: bytes, ear: base.Ear) -> base.Listener | None:
+        return self.inner.listen(channel, ear)
 
     async def aclose(self) -> None:
         await self.inner.aclose()
@@ -290,10 +343,15 @@ TERMS = terms()
 class Process:
     """One process of a fleet: an engine of its own, over a store that all share."""
 
-    def __init__(self, make: Callable[[Tick], base.Port], clock: ManualClock, *, hold: Iterable[str] = (), budget: float = SOON) -> None:
+    def __init__(
+        self, make: Callable[[Tick], base.Port], clock: ManualClock, *, hold: Iterable[str] = (), budget: float = SOON, leased: bool = False
+    ) -> None:
         self.tick = Tick()
         self.port = Port(make(self.tick), self.tick)
         self.port.hold(*hold)
+        if leased:
+            assert self.port.inner.leases is not None
+            self.port.leases = Leases(self.port.inner.leases)
         self.engine = Engine(self.port, ADDRESSES, clock, budget=budget, tick=self.tick)
         self.tasks: list[asyncio.Task[Any]] = []
 
@@ -332,7 +390,7 @@ class Fleet:
     """Processes over one store: a memory store, or a server."""
 
     def __init__(self, url: str | None, clock: ManualClock) -> None:
-        self._url, self._clock = url, clock
+        self._url, self.clock = url, clock
         self.memory = MemoryStore(clock, max_bytes=None, max_entries=None)
         self.processes: list[Process] = []
         self.links: list[Link] = []
@@ -343,8 +401,8 @@ class Fleet:
         self.links.append(Link(LaneLink(Endpoint.from_url(self._url))))
         return RedisPort(self.links[-1], ADDRESSES.prefix, budget=SOON, tick=tick)
 
-    def process(self, *hold: str, budget: float = SOON) -> Process:
-        self.processes.append(Process(self._open, self._clock, hold=hold, budget=budget))
+    def process(self, *hold: str, budget: float = SOON, leased: bool = False) -> Process:
+        self.processes.append(Process(self._open, self.clock, hold=hold, budget=budget, leased=leased))
         return self.processes[-1]
 
     async def aclose(self) -> None:

@@ -7,17 +7,23 @@ older, and nothing older is left in the store.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
 import pytest
 
 from aiocache_aura.entries import REMEMBERED
+from aiocache_aura.errors import LoadTimeoutError
+from aiocache_aura.resilience.single_flight import Waiter
+from aiocache_aura.terms import Terms
 from aiocache_aura.types import MISSING
 from tests.clocks import ManualClock
 from tests.servers import Server
-from tests.steps import TERMS, Fleet, Process, Source, address, settled, soon
+from tests.steps import ADDRESSES, SOON, TERMS, Fleet, Process, Source, address, settled, soon
 
 KEY = address()
+STALE = replace(TERMS, stale=600.0, stale_on=(TimeoutError,))
+PATIENT = replace(STALE, soft=SOON)
 KINDS = pytest.mark.parametrize("kind", ["single", "batch"])
 WHO = pytest.mark.parametrize("who", ["same process", "another process"])
 
@@ -42,6 +48,19 @@ def pair(fleet: Fleet, who: str = "another process") -> tuple[Process, Process]:
     """(the process that reads, the process that changes)"""
     ours = fleet.process()
     return ours, ours if who == "same process" else fleet.process()
+
+
+def aboard(process: Process) -> list[Waiter]:
+    """Who waits for the load of the key."""
+    flight = process.engine.flights.get(KEY.key)
+    return [] if flight is None else list(flight.waiters)
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    """Wait until it is."""
+    async with asyncio.timeout(SOON):
+        while not is_so():
+            await asyncio.sleep(0.001)
 
 
 async def sees(process: Process, source: Source, version: int) -> bool:
@@ -346,6 +365,28 @@ async def test_v6_an_invalidation_by_the_same_process_voids_a_set_that_its_miss_
     assert await ours.engine.get(KEY, TERMS) == 2
 
 
+async def test_v6_a_later_miss_of_another_task_does_not_vouch_for_an_older_value(fleet: Fleet) -> None:
+    """Two tasks miss, an invalidation between them: the first one's value is void, the second one's is stored."""
+    ours = fleet.process()
+    go_on, missed = asyncio.Event(), asyncio.Queue[int]()
+
+    async def by_hand(version: int) -> bool:
+        assert await ours.engine.get(KEY, TERMS) is MISSING
+        missed.put_nowait(version)
+        await go_on.wait()
+        return await ours.engine.set([(KEY, version)], TERMS)
+
+    first = ours.start(by_hand(1))
+    await soon(missed.get())
+    assert await ours.invalidate_type()
+    second = ours.start(by_hand(2))
+    await soon(missed.get())
+    go_on.set()
+    assert await soon(first) is False
+    assert await soon(second) is True
+    assert await ours.engine.get(KEY, TERMS) == 2
+
+
 async def test_v6_more_invalidations_than_are_remembered_void_rather_than_pass(fleet: Fleet) -> None:
     """The memory of own invalidations is bounded; a miss from before what was forgotten counts as invalidated."""
     ours = fleet.process()
@@ -409,6 +450,66 @@ async def test_v7_a_fill_between_any_two_requests_of_the_scan_does_not_survive_i
     assert await sees(ours, source, 2)
 
 
+# V18
+
+
+async def soften(process: Process) -> bool:
+    return await process.engine.invalidate(ADDRESSES.to_invalidate("menu"), soft=True)
+
+
+@pytest.mark.parametrize("gone", ["invalidated", "evicted"])
+@WHO
+async def test_v18_a_soft_invalidation_of_nothing_makes_no_half_token_that_comes_back(fleet: Fleet, who: str, gone: str) -> None:
+    """Nothing planted: softly invalidated; v1 is stored; v2, invalidated (or evicted); softly invalidated again: v1 does not stand in."""
+    ours, changer = pair(fleet, who)
+    source = Source()
+    assert await soften(changer)
+    assert await soon(ours.read(source, KEY, PATIENT)) == 1
+    source.version = 2
+    if gone == "invalidated":
+        assert await changer.invalidate_type()
+    else:
+        await changer.port.invalidate(ADDRESSES.to_invalidate("menu"), timeout=SOON)
+    assert await soften(changer)
+    assert await changer.engine.entry(KEY, PATIENT) is None
+    assert await soon(ours.read(source, KEY, PATIENT)) == 2
+
+
+@WHO
+async def test_v18_a_soft_invalidation_that_is_sent_again_revives_nothing(fleet: Fleet, who: str) -> None:
+    """Asked for before a hard one and executed after it, and twice: what was stored before the hard one stays dead."""
+    ours, changer = pair(fleet, who)
+    source = Source()
+    assert await soon(ours.read(source, KEY, PATIENT)) == 1
+    changer.port.hold("invalidate")
+    softening = changer.start(soften(changer))
+    sent = await changer.port.arrived("invalidate")
+    changer.port.release()
+    source.version = 2
+    assert await changer.invalidate_type()
+    await sent.execute()
+    await (await sent.execute()).go()
+    assert await soon(softening)
+    assert await changer.engine.entry(KEY, PATIENT) is None
+    assert await soon(ours.read(source, KEY, PATIENT)) == 2
+
+
+@WHO
+async def test_v18_a_load_that_a_soft_invalidation_has_overtaken_is_stored_as_stale_at_most(fleet: Fleet, who: str) -> None:
+    """Loaded before, filled after: no strict read gets it, though it may stand in."""
+    ours, changer = pair(fleet, who)
+    source = Source(held=True)
+    first = ours.read(source, KEY, PATIENT)
+    load = await source.begun()
+    source.version = 2
+    assert await soften(changer)
+    load.finish()
+    assert await soon(first) == 1
+    assert await changer.engine.get(KEY, PATIENT) is MISSING
+    source.held = False
+    assert await soon(changer.read(source, KEY, PATIENT.altered(fresh=True))) == 2
+
+
 # V19
 
 
@@ -444,6 +545,104 @@ async def test_v19_the_bytes_that_a_lane_sends_again_revive_nothing(served: Flee
     lane.release()
     assert await first.engine.get(KEY, TERMS) is MISSING
     assert await sees(second, source, 2)
+
+
+# V22
+
+
+async def held_stale(fleet: Fleet, source: Source) -> tuple[Process, Process]:
+    """(ours, another), with v1 stored and past its life."""
+    ours, other = pair(fleet)
+    assert await soon(ours.read(source, KEY, PATIENT)) == 1
+    fleet.clock.advance(PATIENT.life + 1)
+    return ours, other
+
+
+@pytest.mark.parametrize("how", ["invalidate", "delete"])
+@pytest.mark.parametrize("moment", ["claiming", "loading"])
+async def test_v22_a_flight_hands_its_stale_value_to_nobody(fleet: Fleet, moment: str, how: str) -> None:
+    """Who holds v1 waits for a refresh; v2, invalidated elsewhere; who joins that refresh now gets its error when it fails, never v1."""
+    source = Source()
+    ours, other = await held_stale(fleet, source)
+    source.held = True
+    ours.port.hold("claim")
+    first = ours.read(source, KEY, PATIENT)
+    claim = await (await ours.port.arrived("claim")).execute()
+    ours.port.release()
+    load = None
+    if moment == "loading":
+        claim.answer()
+        load = await source.begun()
+    source.version = 2
+    await (other.invalidate_type() if how == "invalidate" else other.engine.delete([KEY]))
+    second = ours.read(source, KEY, PATIENT)
+    await until(lambda: len(aboard(ours)) == 2)
+    if load is None:
+        claim.answer()
+        load = await source.begun()
+    load.fail(TimeoutError("slow"))
+    assert await soon(first) == 1
+    if moment == "loading":  # late for that load: it has one of its own
+        (await source.begun()).fail(TimeoutError("slow"))
+    with pytest.raises(TimeoutError, match="slow"):
+        await soon(second)
+    assert await sees(other, source, 2)
+
+
+async def test_v22_who_waits_no_longer_takes_what_it_found_itself(fleet: Fleet) -> None:
+    """Two readers of one refresh, before and after an invalidation elsewhere: when time is up, one has a value to take, one has none."""
+    source = Source()
+    ours, other = await held_stale(fleet, source)
+    source.held = True
+    first = ours.read(source, KEY, replace(PATIENT, soft=0.05))
+    load = await source.begun()
+    source.version = 2
+    assert await other.invalidate_type()
+    second = ours.read(source, KEY, replace(PATIENT, soft=0.01, hard=0.05))
+    assert await soon(first) == 1
+    with pytest.raises(LoadTimeoutError):
+        await soon(second)
+    load.finish()
+    await until(lambda: ours.engine.flights.get(KEY.key) is None)
+    assert await sees(ours, source, 2)
+
+
+@pytest.mark.parametrize("terms", [STALE, PATIENT], ids=["behind", "waited for"])
+async def test_v22_a_failed_refresh_writes_nothing(fleet: Fleet, terms: Terms) -> None:
+    """v1 is being refreshed; v2, deleted elsewhere; the refresh fails: nothing is written, so v1 does not come back."""
+    source = Source()
+    ours, other = await held_stale(fleet, source)
+    source.held = True
+    ours.port.hold("fill", "store", "store_if", "expire")
+    first = ours.read(source, KEY, terms)
+    load = await source.begun()
+    source.version = 2
+    await other.engine.delete([KEY])
+    load.fail(TimeoutError("slow"))
+    assert await soon(first) == 1
+    await until(lambda: ours.engine.flights.get(KEY.key) is None)
+    assert ours.port.waiting() == []
+    ours.port.release()
+    assert await sees(ours, source, 2)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+async def test_v22_a_refresh_behind_that_was_overtaken_is_given_to_nobody_as_fresh(fleet: Fleet, soft: bool) -> None:
+    """v1 is stale, and v2 loading behind it; v3, invalidated elsewhere: no strict read, and no read that misses, is given v2."""
+    source = Source()
+    ours, other = await held_stale(fleet, source)
+    source.held, source.version = True, 2
+    assert await soon(ours.read(source, KEY, STALE)) == 1
+    load = await source.begun()
+    source.version = 3
+    assert await (soften(other) if soft else other.invalidate_type())
+    load.finish()
+    await until(lambda: ours.engine.flights.get(KEY.key) is None)
+    assert await ours.engine.get(KEY, STALE) is MISSING
+    source.held = False
+    for process in ours, other:
+        assert await soon(process.read(source, KEY, STALE.altered(fresh=True))) == 3
+    assert await soon(ours.read(source, KEY, STALE)) == 3
 
 
 # V24, V25

@@ -53,6 +53,10 @@ class NobodyLoads(CacheError):
     """Whose load it was has left, and who still waits has brought none."""
 
 
+class Paused(CacheError):
+    """A refresh has just failed, and whoever would refresh has a value to go on with."""
+
+
 class Tick:
     """The order of what one event loop does: batches written, loads begun, own writes answered."""
 
@@ -168,7 +172,9 @@ class Flight:
 
     def part(self, waiter: Waiter) -> None:
         """Go, and let the load go on without anybody, if there is room for one more such; else it is abandoned."""
-        self.waiters.pop(waiter, None)
+        self.outlives = True  # whoever leaves last
+        if self.waiters.pop(waiter, self) is self and waiter.future.done() and not waiter.future.cancelled():
+            waiter.future.exception()  # retrieved: nobody else will
         if not self.waiters and self.phase < Phase.FILLING and not self.keep():
             self._abandon()
 
@@ -223,7 +229,7 @@ class Flight:
         """The load failed: founders get its exception, late ones look again."""
         for waiter in self._end():
             late = not self.was_founded_by(waiter.began) and (isinstance(error, LoadDeadlineError) or not isinstance(error, CacheError))
-            if late or isinstance(error, NobodyLoads):
+            if late or isinstance(error, NobodyLoads) or (isinstance(error, Paused) and not waiter.content):
                 waiter.future.set_result(RETRY)
             elif isinstance(error, asyncio.CancelledError):
                 waiter.future.cancel()

@@ -75,6 +75,25 @@ class NoHandler:
         return None
 
 
+class CallHandler:
+    """A handler that calls somebody at the end: with the replies, or with none if they cannot be had."""
+
+    __slots__ = ("_then",)
+
+    def __init__(self, then: Callable[[Sequence[object]], None]) -> None:
+        self._then = then
+
+    def written(self) -> None:
+        return None
+
+    def deliver(self, replies: list[object]) -> bool:
+        self._then(replies)
+        return True
+
+    def fail(self, error: BackendError) -> None:
+        self._then(())
+
+
 def own_copy(error: BackendError) -> BackendError:
     """The same error for one more caller: a traceback grows with each that raises it."""
     copy = error.__class__(*error.args)
@@ -102,6 +121,31 @@ class Lane(Protocol):
         ...
 
 
+class Ear(Protocol):
+    """Who listens to a channel."""
+
+    def began(self) -> None:
+        """All that is published from now on is heard."""
+
+    def heard(self, payload: bytes) -> None: ...
+
+    def ended(self) -> None:
+        """What is published from now on may not be heard."""
+
+
+class Listener(Protocol):
+    """A subscription to one channel, for one event loop."""
+
+    @property
+    def is_live(self) -> bool: ...
+
+    def check(self, timeout: float) -> None:
+        """Subscribe, if it has not; else see whether the connection is alive. Both take at most `timeout` seconds, and go on behind."""
+
+    def hang_up(self) -> None:
+        """Leave the channel until the next check."""
+
+
 class Link(Protocol):
     """One event loop's lanes to one server: reads never wait behind writes."""
 
@@ -110,6 +154,10 @@ class Link(Protocol):
 
     @property
     def writes(self) -> Lane: ...
+
+    def listen(self, channel: bytes, ear: Ear) -> Listener | None:
+        """A subscription, which is closed with the link; None where the connections cannot have one."""
+        ...
 
     async def aclose(self) -> None:
         """Close the connections; idempotent."""
@@ -284,8 +332,13 @@ class Port(Protocol):
         """The value of `key` and the tokens of `scopes`; lookups of one tick share a round trip (M1)."""
         ...
 
-    async def claim(self, keys: Sequence[tuple[bytes, Scopes]], *, life: float | None, timeout: float) -> list[Claim]:
-        """A permit for each key and its generations, planted where missing, in one round trip (M6, M9)."""
+    async def claim(
+        self, keys: Sequence[tuple[bytes, Scopes]], *, life: float | None, timeout: float, within: float | None = None
+    ) -> list[Claim]:
+        """A permit for each key and its generations, planted where missing, in one round trip (M6, M9).
+
+        A load that takes up to `within` seconds may still fill; None for as long as the store thinks fit.
+        """
         ...
 
     async def fill(self, fills: Sequence[Fill], *, written: Callable[[], None], timeout: float) -> list[Verdict]:

@@ -32,7 +32,7 @@ from typing import Any
 import hiredis
 
 from aiocache_aura.errors import BackendError, BackendTimeoutError
-from aiocache_aura.stores.base import Command, FutureHandler, Handler, NoHandler, own_copy
+from aiocache_aura.stores.base import CallHandler, Command, Ear, FutureHandler, Handler, NoHandler, own_copy
 from aiocache_aura.stores.connections import CONNECT_TIMEOUT, Endpoint, Keeper, Takeover, take_over
 from aiocache_aura.stores.scripts import LOAD_ALL
 
@@ -41,6 +41,7 @@ log = logging.getLogger("aiocache_aura.lanes")
 STUCK_AFTER, LATE_AFTER = 1.0, 5.0
 MOMENT = 0.005  # to read what has come
 BACKOFF_FIRST, BACKOFF_MOST = 0.05, 1.0
+REFUSED_FOR = 60.0
 _NOTHING = object()  # hiredis says False both for "no more" and for a reply of #f, unless told otherwise
 
 _pack: Callable[[Any], bytes] = hiredis.pack_command
@@ -303,12 +304,18 @@ class MultiplexedLane(asyncio.Protocol):
             self._went_down(BackendError(f"{self._endpoint!r} closed the connection"))
         else:
             self.state, self._error = State.READY, None
-            if self._opening:
-                until = self._loop.time() + CONNECT_TIMEOUT
-                self._queue.appendleft(_Group(packed(self._opening), len(self._opening), NoHandler(), until, False, False))
-                self._arm(until)
+            self._open(self._loop.time() + CONNECT_TIMEOUT)
             if self._queue and not self._paused:
                 self._write(self._loop.time())
+
+    def _open(self, until: float) -> None:
+        """Put in front of all others what goes first over each connection."""
+        if self._opening:
+            self._put_first(_Group(packed(self._opening), len(self._opening), NoHandler(), until, False, False))
+
+    def _put_first(self, group: _Group) -> None:
+        self._queue.appendleft(group)
+        self._arm(group.deadline)
 
     def _went_down(self, error: BackendError) -> None:
         self._failures += 1
@@ -397,6 +404,60 @@ class MultiplexedLane(asyncio.Protocol):
             self._takeover.forget()
 
 
+class ListeningLane(MultiplexedLane):
+    """A lane that subscribes to one channel over each connection, and hears it while it is live.
+
+    The answer to SUBSCRIBE comes as a push, and takes the place of the reply that there is none of; behind it goes a PING, whose reply
+    tells that nothing else was said. A server that refuses is asked again after `REFUSED_FOR` seconds.
+    """
+
+    def __init__(self, endpoint: Endpoint, channel: bytes, ear: Ear) -> None:
+        super().__init__(endpoint, on_push=self._pushed)
+        self._channel, self._ear = channel, ear
+        self.is_live = self._is_checking = False
+        self._refused_until = 0.0
+
+    def check(self, timeout: float) -> None:
+        if not self._is_checking and self._loop.time() >= self._refused_until:
+            if self._refused_until:  # over this connection, and it is asked but once
+                self._refused_until = 0.0
+                self.hang_up()
+            self._is_checking = True
+            self.put([("PING",)], CallHandler(self._checked), timeout=timeout, repeatable=True, patient=True)
+
+    def hang_up(self) -> None:
+        self._abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        was_live, self.is_live = self.is_live, False
+        super().connection_lost(exc)
+        if was_live:
+            self._ear.ended()
+
+    def _open(self, until: float) -> None:
+        raw = _pack(("SUBSCRIBE", self._channel)) + _pack(("PING",))
+        self._put_first(_Group(raw, 2, CallHandler(self._opened), until, False, False))
+
+    def _pushed(self, push: Any) -> None:
+        if push[0] == b"message" and len(push) == 3:
+            self._ear.heard(push[2])
+        elif push[0] == b"subscribe" and self._pending:
+            self._pending[0].replies.append(push)
+            self.is_live = True
+            self._ear.began()
+
+    def _opened(self, replies: Sequence[object]) -> None:
+        if replies and isinstance(replies[0], Exception):
+            self._refused_until = self._loop.time() + REFUSED_FOR
+            log.warning(
+                "%r cannot subscribe to %r (%s): who waits for another's load asks again and again", self, self._channel, replies[0]
+            )
+            self.hang_up()
+
+    def _checked(self, replies: Sequence[object]) -> None:
+        self._is_checking = False
+
+
 class LaneLink:
     """Lanes to one server: `lanes` for reads, one for writes, which makes the scripts known: to ask again for those that are not takes a
     round trip, and over a slow line that is more than any call's budget, so that none would ever be known."""
@@ -405,14 +466,19 @@ class LaneLink:
         self.endpoint = endpoint
         self.reads = [MultiplexedLane(endpoint) for _ in range(lanes)]
         self.writes = MultiplexedLane(endpoint, opening=LOAD_ALL)
+        self._listeners: list[ListeningLane] = []
 
     def __repr__(self) -> str:
         return f"<LaneLink {self.reads!r} {self.writes!r}>"
 
+    def listen(self, channel: bytes, ear: Ear) -> ListeningLane:
+        self._listeners.append(ListeningLane(self.endpoint, channel, ear))
+        return self._listeners[-1]
+
     async def aclose(self) -> None:
-        for lane in (*self.reads, self.writes):
+        for lane in (*self.reads, self.writes, *self._listeners):
             await lane.aclose()
 
     def forget(self) -> None:
-        for lane in (*self.reads, self.writes):
+        for lane in (*self.reads, self.writes, *self._listeners):
             lane.forget()

@@ -42,7 +42,9 @@ class MemoryStore:
             now = self._now()
             return self.values.get(key, now), self._read(scopes, now)
 
-    async def claim(self, keys: Sequence[tuple[bytes, Scopes]], *, life: float | None, timeout: float) -> list[Claim]:
+    async def claim(
+        self, keys: Sequence[tuple[bytes, Scopes]], *, life: float | None, timeout: float, within: float | None = None
+    ) -> list[Claim]:
         with self._lock:
             now = self._now()
             return [Claim(self._permit(key, now), self._plant(scopes, now)) for key, scopes in keys]

@@ -22,7 +22,7 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from aiocache_aura.errors import BackendError, BackendTimeoutError, ConfigurationError
-from aiocache_aura.stores.base import Command, FutureHandler, Handler, NoHandler, own_copy
+from aiocache_aura.stores.base import Command, Ear, FutureHandler, Handler, NoHandler, own_copy
 from aiocache_aura.stores.connections import CONNECT_TIMEOUT, Endpoint, Keeper, forget_pool, pool_of
 from aiocache_aura.stores.replies import told
 from aiocache_aura.stores.scripts import LOAD_ALL
@@ -213,6 +213,10 @@ class PooledLink:
 
     def __repr__(self) -> str:
         return f"<PooledLink {self.reads!r} {self.writes!r}>"
+
+    def listen(self, channel: bytes, ear: Ear) -> None:
+        """None: a subscription keeps a connection, and the pool of a client that is used as it is may have no other."""
+        return None
 
     async def aclose(self) -> None:
         await self._keeper.aclose()

@@ -1,7 +1,8 @@
 """The Redis store: lookups that share round trips, and writes that void what has to be void before they return.
 
-What a call costs, in round trips and server commands: a hit one MGET, shared by all lookups of its tick; a miss SET, GETEX and one script
-before the load, one script and one MGET after it, one round trip each.
+What a call costs, in round trips and server commands: a hit one MGET, shared by all lookups of its tick; a miss one script for
+the lease (without leases: one for the permit and one for the generations) before the load, one script and one MGET after it, in one round
+trip each.
 
 Invariants
 - A lookup is answered by a request that was written after it began (M1), and by one that carries its key and all its scopes.
@@ -22,9 +23,11 @@ from aiocache_aura.codecs.envelope import FRONT
 from aiocache_aura.errors import BackendError
 from aiocache_aura.keys import glob_literal
 from aiocache_aura.resilience.single_flight import Tick
-from aiocache_aura.stores.base import HARD_BYTES, TOKEN_BYTES, Claim, Command, Fill, Lane, Leases, Link, Scopes, Tokens, Verdict, own_copy
-from aiocache_aura.stores.replies import STRINGS, code_of, is_answer, refused
-from aiocache_aura.stores.scripts import BY_SHA1, EXPIRE, FILL, PLANT, SOFTEN, STORE_IF, Script, life_ms
+from aiocache_aura.stores.base import HARD_BYTES, TOKEN_BYTES, Claim, Command, Fill, Lane, Link, Scopes, Tokens, Verdict, own_copy
+from aiocache_aura.stores.leases import RedisLeases
+from aiocache_aura.stores.replies import STRINGS, refused
+from aiocache_aura.stores.requests import Writes
+from aiocache_aura.stores.scripts import EXPIRE, FILL, PERMIT, PLANT, SOFTEN, STORE_IF, life_ms, token_lives
 
 Found: TypeAlias = tuple[bytes | None, Tokens]
 T = TypeVar("T")
@@ -33,7 +36,6 @@ BATCH_KEYS: Final = 512
 BATCH_BYTES: Final = 256 * 1024  # of keys
 REMOVED_AT_ONCE: Final = 1000
 SCAN_COUNT: Final = 500
-SPARE_LIFE: Final = 60.0  # seconds that a token is good for beyond the entries that carry it
 
 
 def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
@@ -171,94 +173,11 @@ class Lookups:
                 batch.fail(error)
 
 
-class _Answer:
-    """Handler of one write: takes the tick while its answer is parsed, then lets the caller go on."""
-
-    __slots__ = ("_commands", "_tick", "_written", "future")
-
-    def __init__(self, commands: Sequence[Command], tick: Tick, written: Callable[[], None] | None) -> None:
-        self._commands, self._tick, self._written = commands, tick, written
-        self.future: asyncio.Future[list[object]] = asyncio.get_running_loop().create_future()
-
-    def written(self) -> None:
-        if self._written is not None:
-            self._written()
-
-    def deliver(self, replies: list[object]) -> bool:
-        self._tick.take()
-        for command, reply in zip(self._commands, replies, strict=False):
-            if not is_answer(command, reply):
-                self.fail(refused(command, reply))
-                return False
-        if not self.future.done():
-            self.future.set_result(replies)
-        return True
-
-    def fail(self, error: BackendError) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
-
-
-class Writes:
-    """Groups of commands over the write lane, with scripts made known to the server where it has not got them."""
-
-    __slots__ = ("_lane", "_tick")
-
-    def __init__(self, lane: Lane, tick: Tick) -> None:
-        self._lane, self._tick = lane, tick
-
-    async def run(
-        self,
-        commands: Sequence[Command],
-        *,
-        timeout: float,
-        repeatable: bool = False,
-        patient: bool = False,
-        last: int = 0,
-        written: Callable[[], None] | None = None,
-    ) -> list[Any]:
-        """The replies, none of them an error. The `last` so many commands look at what the others did: they are asked again behind scripts
-        that had to be sent again."""
-        deadline = asyncio.get_running_loop().time() + timeout
-        replies = await self._ask(commands, timeout, repeatable, patient, written)
-        missing = [at for at, reply in enumerate(replies) if isinstance(reply, Exception) and code_of(reply) == "NOSCRIPT"]
-        if missing:
-            again = [*missing, *range(len(commands) - last, len(commands))]
-            answers = await self._with_scripts([commands[at] for at in again], deadline, repeatable, written)
-            for at, answer in zip(again, answers, strict=True):
-                replies[at] = answer
-        for command, reply in zip(commands, replies, strict=True):
-            if isinstance(reply, Exception):
-                raise refused(command, reply)
-        return replies
-
-    async def _with_scripts(
-        self, commands: Sequence[Command], deadline: float, repeatable: bool, written: Callable[[], None] | None
-    ) -> list[Any]:
-        """The replies once the server has been told the scripts: loaded for good, or run from their source where this user may not load."""
-        time = asyncio.get_running_loop().time
-        scripts = dict.fromkeys(BY_SHA1[str(command[1])] for command in commands if command[0] == "EVALSHA")
-        load = [script.load() for script in scripts]
-        answers = await self._ask([*load, *commands], max(deadline - time(), 0.0), repeatable, False, written)
-        if any(isinstance(answer, Exception) and code_of(answer) == "NOPERM" for answer in answers[: len(load)]):
-            return await self._ask(_spelt_out(commands), max(deadline - time(), 0.0), repeatable, False, written)
-        return answers[len(load) :]
-
-    async def _ask(
-        self, commands: Sequence[Command], timeout: float, repeatable: bool, patient: bool, written: Callable[[], None] | None
-    ) -> list[Any]:
-        answer = _Answer(commands, self._tick, written)
-        self._lane.put(commands, answer, timeout=timeout, repeatable=repeatable, patient=patient)
-        replies = await answer.future
-        if len(replies) != len(commands):
-            raise refused(commands[0], replies)
-        return replies
-
-
 class RedisPort:
     """One event loop's way to a Redis or Valkey server. `prefix` is already escaped; times in seconds.
 
-    `budget` is how long a lookup may take, `permit_life` how long a load may take and still store its value.
+    `budget` is how long a lookup may take, `permit_life` how long a load without a lease may take at least and still
+    store its value.
     """
 
     def __init__(self, link: Link, prefix: str, *, budget: float, tick: Tick, permit_life: float = 30.0) -> None:
@@ -266,16 +185,17 @@ class RedisPort:
         self._lookups = [Lookups(lane, tick, budget) for lane in link.reads]
         self._lanes = len(self._lookups)
         self._writes = Writes(link.writes, tick)
-        self._permit_life = life_ms(permit_life)
+        self._permit_life = permit_life
         self._values = f"{prefix}:".encode()
         self._permits = f"{prefix}!p:{{".encode()
+        self._leases = RedisLeases(link, self._writes, self._permit, f"{prefix}!w".encode(), budget=budget)
 
     def __repr__(self) -> str:
         return f"<RedisPort {self._values.decode()!r} over {self._link!r}>"
 
     @property
-    def leases(self) -> Leases | None:
-        return None
+    def leases(self) -> RedisLeases:
+        return self._leases
 
     # Reads
 
@@ -284,19 +204,18 @@ class RedisPort:
 
     # Loads
 
-    async def claim(self, keys: Sequence[tuple[bytes, Scopes]], *, life: float | None, timeout: float) -> list[Claim]:
-        commands: list[Command] = []
-        for key, _ in keys:
-            permit = self._permit(key)
-            commands.append(("SET", permit, os.urandom(TOKEN_BYTES), "NX", "PX", self._permit_life))
-            commands.append(("GETEX", permit, "PX", self._permit_life))
+    async def claim(
+        self, keys: Sequence[tuple[bytes, Scopes]], *, life: float | None, timeout: float, within: float | None = None
+    ) -> list[Claim]:
+        permit_life = life_ms(max(within or 0.0, self._permit_life))
+        commands = [PERMIT.run((self._permit(key),), os.urandom(TOKEN_BYTES), permit_life) for key, _ in keys]
         scopes = list(dict.fromkeys(scope for _, scopes in keys for scope in scopes))
         commands.extend(_plant(scopes, life))
         if not commands:
             return []
         replies = await self._writes.run(commands, timeout=timeout)
-        tokens = _tokens(scopes, replies[2 * len(keys) :])
-        return [Claim(permit or b"", tokens) for permit in replies[1 : 2 * len(keys) : 2]]  # b"": evicted at once, and equal to none
+        tokens = _tokens(scopes, replies[len(keys) :])
+        return [Claim(permit, tokens) for permit in replies[: len(keys)]]
 
     async def generations(self, scopes: Scopes, *, life: float | None, timeout: float) -> Tokens:
         wanted = list(dict.fromkeys(scopes))
@@ -308,13 +227,22 @@ class RedisPort:
         if not fills:
             written()
             return []
-        commands = [FILL.run((fill.key, self._permit(fill.key)), fill.permit, fill.raw, life_ms(fill.life)) for fill in fills]
+        commands = [self._leases.fill(fill) if fill.leased else self._fill(fill) for fill in fills]
         scopes = list(dict.fromkeys(scope for fill in fills for scope in fill.scopes))
         reads: list[Command] = [("MGET", *chunk) for chunk in chunks(scopes, BATCH_KEYS)]
-        # Safe to repeat: what voided it in between took the permit, and an invalidation makes it match nothing.
-        replies = await self._writes.run([*commands, *reads], timeout=timeout, repeatable=True, last=len(reads), written=written)
+        try:
+            # Safe to repeat: what voided it in between took the permit, and an invalidation makes it match nothing.
+            replies = await self._writes.run([*commands, *reads], timeout=timeout, repeatable=True, last=len(reads), written=written)
+        except BackendError:
+            for fill in fills:
+                if fill.leased:
+                    self._leases.release(fill.key, fill.permit)
+            raise
         tokens = _tokens(scopes, replies[len(fills) :])
         return [Verdict(reply == 1, tokens) for reply in replies[: len(fills)]]
+
+    def _fill(self, fill: Fill) -> Command:
+        return FILL.run((fill.key, self._permit(fill.key)), fill.permit, fill.raw, life_ms(fill.life))
 
     # Explicit writes
 
@@ -364,9 +292,11 @@ class RedisPort:
         return await self._sweep(glob, is_value, timeout)
 
     async def aclose(self) -> None:
+        await self._leases.aclose()
         await self._link.aclose()
 
     def forget(self) -> None:
+        self._leases.forget()
         for lookups in self._lookups:
             lookups.forget()
         self._link.forget()
@@ -393,21 +323,9 @@ class RedisPort:
 
 
 def _plant(scopes: Sequence[bytes], life: float | None) -> Iterator[Command]:
-    one, two = (life_ms(None if life is None else times * (life + SPARE_LIFE)) for times in (1, 2))
+    one, two = token_lives(life)
     for chunk in chunks(scopes, BATCH_KEYS):
         yield PLANT.run(chunk, one, two, *(os.urandom(TOKEN_BYTES) for _ in chunk))
-
-
-def _spelt_out(commands: Sequence[Command]) -> list[Command]:
-    """With the source of each script at its first use, which makes it known for the others."""
-    known: set[Script] = set()
-    spelt: list[Command] = []
-    for command in commands:
-        script = BY_SHA1.get(str(command[1])) if command[0] == "EVALSHA" else None
-        spelt.append(command if script is None or script in known else ("EVAL", script.source, *command[2:]))
-        if script is not None:
-            known.add(script)
-    return spelt
 
 
 def _tokens(scopes: Sequence[bytes], replies: Sequence[object]) -> Tokens:

@@ -15,7 +15,7 @@ from redis.exceptions import (
 
 from aiocache_aura.errors import BackendError
 from aiocache_aura.stores.base import Command
-from aiocache_aura.stores.scripts import BY_SHA1, PLANT
+from aiocache_aura.stores.scripts import ACQUIRE, BY_SHA1, PERMIT, PLANT, RENEW
 
 _ADVICE: Final = {
     "NOAUTH": "put a user and password into the URL",
@@ -33,6 +33,14 @@ _ADVICE: Final = {
     "WRONGTYPE": "another program writes to this prefix: give each application its own",
 }
 _SHOWN: Final = 200
+_PERMIT, _PLANT, _ACQUIRE, _RENEW = ((script.sha1, script.source) for script in (PERMIT, PLANT, ACQUIRE, RENEW))
+_STANDINGS: Final[dict[object, tuple[type, ...]]] = {
+    b"leased": (bytes,),
+    b"found": (bytes,),
+    b"held": (bytes, int),
+    b"failed": (bytes, int),
+    b"alone": (),
+}
 STRINGS: Final = frozenset((bytes, type(None)))  # what an MGET finds
 
 # The classes for which redis-py takes the code out of the text; before version 7 it keeps it nowhere else.
@@ -76,13 +84,29 @@ def is_answer(command: Command, reply: object) -> bool:
     if isinstance(reply, Exception):
         return True
     match command[0]:
-        case "SET" | "GETEX" | "SCRIPT":
+        case "SET" | "SCRIPT":
             return reply is None or isinstance(reply, bytes)
         case "MGET":
             return isinstance(reply, list) and len(reply) == len(command) - 1 and STRINGS.issuperset(map(type, reply))
-        case "EVALSHA" | "EVAL" if command[1] in (PLANT.sha1, PLANT.source):
+        case "EVALSHA" | "EVAL" if command[1] in _PERMIT:
+            return isinstance(reply, bytes)
+        case "EVALSHA" | "EVAL" if command[1] in _PLANT:
             return isinstance(reply, list) and len(reply) == command[2] and all(isinstance(one, bytes) for one in reply)
+        case "EVALSHA" | "EVAL" if command[1] in _ACQUIRE:
+            return _is_standing(reply, int(command[2]) - 2)
+        case "EVALSHA" | "EVAL" if command[1] in _RENEW:
+            return isinstance(reply, list) and len(reply) == command[2] and all(isinstance(one, int) for one in reply)
         case "SCAN":
             return isinstance(reply, list)
         case _:
             return isinstance(reply, int)
+
+
+def _is_standing(reply: object, scopes: int) -> bool:
+    match reply:
+        case [bytes() as kind, list() as tokens, *said]:
+            return (
+                len(tokens) == scopes and all(isinstance(one, bytes) for one in tokens) and _STANDINGS.get(kind) == tuple(map(type, said))
+            )
+        case _:
+            return False

@@ -16,7 +16,7 @@ import pytest
 from fakeredis import FakeAsyncRedis
 
 from aiocache_aura.resilience.single_flight import Tick
-from aiocache_aura.stores.base import Fill, Link, Port, Tokens
+from aiocache_aura.stores.base import HARD_BYTES, TOKEN_BYTES, Fill, Link, Port, Tokens
 from aiocache_aura.stores.connections import Endpoint
 from aiocache_aura.stores.lanes import LaneLink
 from aiocache_aura.stores.memory import MemoryStore
@@ -191,6 +191,86 @@ async def test_invalidate(subject: Subject) -> None:
     after = await subject.port.generations((gone, stays), life=60.0, timeout=SOON)
     assert after.found[stays] == before.found[stays]
     assert after.found[gone] not in (None, before.found[gone])
+
+
+async def test_soft_invalidation(subject: Subject) -> None:
+    """A soft invalidation replaces the soft half of a token and keeps the hard one: what is stored matches by that half only (M7)."""
+    softened, stays = subject.scope("softened"), subject.scope("stays")
+    before = (await subject.port.generations((softened, stays), life=60.0, timeout=SOON)).found
+    await subject.port.invalidate([softened], timeout=SOON, soft=True)
+    _, tokens = await subject.port.lookup(subject.key(), (softened, stays))
+    assert tokens.found[stays] == before[stays]
+    old, new = before[softened], tokens.found[softened]
+    assert old is not None
+    assert new is not None
+    assert new[:HARD_BYTES] == old[:HARD_BYTES]
+    assert len(new) == TOKEN_BYTES
+    assert new[HARD_BYTES:] != old[HARD_BYTES:]
+    assert (await subject.port.generations((softened,), life=60.0, timeout=SOON)).found[softened] == new
+
+
+async def test_a_soft_invalidation_after_a_hard_one(subject: Subject) -> None:
+    """A soft invalidation of what is not there leaves it missing: a half token could come back (V18). What is planted then is all new."""
+    scopes = (subject.scope(),)
+    old = (await subject.port.generations(scopes, life=60.0, timeout=SOON)).found[scopes[0]]
+    for soft in (True, False, True, True):
+        await subject.port.invalidate(scopes, timeout=SOON, soft=soft)
+    assert (await subject.port.lookup(subject.key(), scopes))[1].missing(scopes) == list(scopes)
+    new = (await subject.port.generations(scopes, life=60.0, timeout=SOON)).found[scopes[0]]
+    assert old is not None
+    assert new is not None
+    assert new[:HARD_BYTES] != old[:HARD_BYTES]
+    assert new[HARD_BYTES:] != old[HARD_BYTES:]
+
+
+async def test_soft_halves_differ(subject: Subject) -> None:
+    """Each soft invalidation, and each scope in it, has a soft half of its own."""
+    scopes = tuple(subject.scope(str(n)) for n in range(5))
+    await subject.port.generations(scopes, life=60.0, timeout=SOON)
+    halves = []
+    for _ in range(3):
+        await subject.port.invalidate(scopes, timeout=SOON, soft=True)
+        found = (await subject.port.lookup(subject.key(), scopes))[1].found
+        halves += [token[HARD_BYTES:] for token in found.values() if token is not None]
+    assert len(set(halves)) == len(halves) == 15
+
+
+async def test_a_soft_invalidation_prolongs_nothing(subject: Subject) -> None:
+    """A softened token lives as long as it would have; one that has gone meanwhile stays missing."""
+    scopes = (subject.scope(),)
+    await subject.port.generations(scopes, life=None, timeout=SOON)
+    await subject.port.invalidate(scopes, timeout=SOON, soft=True)
+    await subject.passes(0.02)
+    assert (await subject.port.lookup(subject.key(), scopes))[1].missing(scopes) == []
+    await subject.evict_scope(scopes[0])
+    await subject.port.invalidate(scopes, timeout=SOON, soft=True)
+    assert (await subject.port.lookup(subject.key(), scopes))[1].missing(scopes) == list(scopes)
+
+
+async def test_softened_while_loading(subject: Subject) -> None:
+    """A load that a soft invalidation crosses may fill; its verdict shows that the generations have changed, by their soft halves."""
+    scopes = (subject.scope("a"), subject.scope("b"))
+    permit, captured = await subject.claim("k", *scopes)
+    await subject.port.invalidate(scopes[:1], timeout=SOON, soft=True)
+    (verdict,) = await subject.port.fill([Fill(subject.key(), RAW, 60.0, permit, scopes)], written=_nothing, timeout=SOON)
+    assert verdict.accepted
+    before, after = captured.fingerprint(scopes), verdict.tokens.fingerprint(scopes)
+    assert before is not None
+    assert after is not None
+    assert before[:HARD_BYTES] == after[:HARD_BYTES]
+    assert before[HARD_BYTES:] != after[HARD_BYTES:]
+
+
+@pytest.mark.parametrize("count", [1, 513])
+async def test_many_are_softened(subject: Subject, count: int) -> None:
+    """Any number of scopes is softened at once, those that are missing among them; none at all is no error."""
+    scopes = tuple(subject.scope(str(n)) for n in range(count))
+    before = (await subject.port.generations(scopes, life=60.0, timeout=SOON)).found
+    await subject.port.invalidate([subject.scope("none"), *scopes, *scopes], timeout=SOON, soft=True)
+    await subject.port.invalidate([], timeout=SOON, soft=True)
+    after = (await subject.port.lookup(subject.key(), (subject.scope("none"), *scopes)))[1].found
+    assert after.pop(subject.scope("none")) is None
+    assert all(new != before[scope] for scope, new in after.items())
 
 
 async def test_an_evicted_token_is_missing(subject: Subject) -> None:

@@ -1,0 +1,459 @@
+"""One load in the fleet: the traps of leases, forced, over a real server. Each fails when its rule is taken out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from aiocache_aura.errors import LoadDeadlineError, LoadFailedError
+from aiocache_aura.stores import leases
+from tests.clocks import ManualClock
+from tests.servers import Server
+from tests.steps import ADDRESSES, SOON, Fleet, Leases, Process, Source, address, soon, terms
+
+KEY, OTHER = address("k"), address("other")
+SHORT = 0.4
+
+
+@pytest.fixture
+async def fleet(valkey: Server, clock: ManualClock) -> AsyncIterator[Fleet]:
+    fleet = Fleet(valkey.url, clock)
+    yield fleet
+    await fleet.aclose()
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leases that are good for less long than a test is."""
+    monkeypatch.setattr(leases, "LEASE", SHORT)
+
+
+def leased(fleet: Fleet, count: int) -> list[Process]:
+    return [fleet.process(leased=True) for _ in range(count)]
+
+
+def leases_of(process: Process) -> Leases:
+    assert process.port.leases is not None
+    return process.port.leases
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    async with asyncio.timeout(SOON):
+        while not is_so():
+            await asyncio.sleep(0.005)
+
+
+async def follows(process: Process, times: int = 1) -> None:
+    """Until it waits for another's load."""
+    await until(lambda: len(leases_of(process).waits) >= times)
+
+
+async def test_p1_one_load_for_callers_in_many_processes(fleet: Fleet) -> None:
+    """However many processes miss a key, one loads it, and all callers get what it gave."""
+    source = Source(held=True)
+    fleet_of = leased(fleet, 4)
+    reads = [process.read(source, KEY) for process in fleet_of for _ in range(10)]
+    load = await source.begun()
+    await until(lambda: sum(bool(leases_of(process).waits) for process in fleet_of) == 3)
+    load.finish()
+    assert await soon(asyncio.gather(*reads)) == [1] * 40
+    assert source.loads == 1
+
+
+async def test_v8_who_gets_the_lease_looks_again(fleet: Fleet) -> None:
+    """B misses; A loads, fills and is done; B asks for the lease, which is free: it is given the value, and does not load."""
+    ours, other = leased(fleet, 2)
+    source = Source()
+    leases_of(ours).hold("acquire")
+    read = ours.read(source, KEY)
+    asked = await leases_of(ours).arrived("acquire")
+    assert await soon(other.read(source, KEY)) == 1
+    await asked.go()
+    assert await soon(read) == 1
+    assert source.loads == 1
+
+
+async def test_v8_two_refreshes_of_one_value_are_one_load(fleet: Fleet, clock: ManualClock) -> None:
+    """Both find the value stale; the second one's lease is free again, and the value is another than the one it saw: it leaves it."""
+    ours, other = leased(fleet, 2)
+    source, how = Source(), terms(stale=600.0)
+    assert await soon(ours.read(source, KEY, how)) == 1
+    clock.advance(61)
+    source.version = 2
+    leases_of(ours).hold("acquire")
+    assert await soon(ours.read(source, KEY, how)) == 1
+    asked = await leases_of(ours).arrived("acquire")
+    assert await soon(other.read(source, KEY, how)) == 1
+    await until(lambda: source.loads == 2 and not len(other.engine.flights))
+    await asked.go()
+    await until(lambda: not len(ours.engine.flights))
+    assert await soon(ours.read(source, KEY, how)) == 2
+    assert source.loads == 2
+
+
+async def test_v9_who_takes_over_carries_the_generations_of_then(fleet: Fleet) -> None:
+    """B misses and waits for A; an invalidation; B loads: what it stores is a hit for everybody, and not dead on arrival."""
+    ours, other, third = leased(fleet, 3)
+    source = Source(held=True)
+    first = other.read(source, KEY)
+    old = await source.begun()
+    second = ours.read(source, KEY)
+    await follows(ours)
+    source.version = 2
+    assert await third.invalidate_type()
+    leases_of(other).is_mute = True
+    late = third.read(source, KEY)  # finds the lease doomed
+    new = await source.begun()
+    new.finish()
+    assert await soon(late) == 2
+    assert await soon(second) == 2
+    old.finish()
+    assert await soon(first) == 1
+    assert await soon(ours.read(source, KEY)) == await soon(third.read(source, KEY)) == 2
+    assert source.loads == 2
+
+
+class Failing:
+    """A loader that fails, one after the other."""
+
+    def __init__(self, make: Callable[[int], Exception]) -> None:
+        self.loads, self._make = 0, make
+        self.go_on = asyncio.Event()
+
+    async def load(self) -> int:
+        self.loads += 1
+        error = self._make(self.loads)
+        await self.go_on.wait()
+        raise error
+
+
+async def test_v10_a_loader_that_fails_is_tried_twice_in_the_fleet(fleet: Fleet) -> None:
+    """Four processes wait for a load that fails: one of those who wait tries once more, and then all of them get that error."""
+    failing = Failing(lambda n: ConnectionError("attempt", n))
+    fleet_of = leased(fleet, 4)
+    reads = [process.start(process.engine.get_or_load(KEY, terms(), failing.load)) for process in fleet_of for _ in range(3)]
+    await until(lambda: sum(bool(leases_of(process).waits) for process in fleet_of) == 3)
+    failing.go_on.set()
+    errors = await soon(asyncio.gather(*reads, return_exceptions=True))
+    assert all(type(error) is ConnectionError for error in errors), errors
+    assert sorted(error.args for error in errors) == [("attempt", 1)] * 3 + [("attempt", 2)] * 9
+    assert failing.loads == 2
+
+
+async def test_v10_an_error_that_cannot_be_told_is_named(fleet: Fleet) -> None:
+    """An error whose arguments JSON does not hold is a LoadFailedError in the processes that did not see it, and names its class."""
+    failing = Failing(lambda n: OSError({n}, object()))
+    fleet_of = leased(fleet, 3)
+    reads = [process.start(process.engine.get_or_load(KEY, terms(), failing.load)) for process in fleet_of]
+    await until(lambda: sum(bool(leases_of(process).waits) for process in fleet_of) == 2)
+    failing.go_on.set()
+    errors = await soon(asyncio.gather(*reads, return_exceptions=True))
+    assert sorted(type(error).__name__ for error in errors) == ["LoadFailedError", "OSError", "OSError"]
+    assert [str(error) for error in errors if isinstance(error, LoadFailedError)][0].count("OSError") == 1
+    assert failing.loads == 2
+
+
+async def test_v10_a_newcomer_after_a_failure_loads(fleet: Fleet) -> None:
+    """Who did not wait for what has failed tries for itself."""
+    ours, other = leased(fleet, 2)
+    failing, source = Failing(lambda n: ConnectionError(n)), Source()
+    failing.go_on.set()
+    with pytest.raises(ConnectionError):
+        await ours.engine.get_or_load(KEY, terms(), failing.load)
+    assert await soon(other.read(source, KEY)) == 1
+    assert (failing.loads, source.loads) == (1, 1)
+
+
+@pytest.mark.parametrize("who", ["the same process", "another process"])
+async def test_v11_who_asks_after_an_invalidation_does_not_wait_for_the_load_before_it(fleet: Fleet, who: str) -> None:
+    """A load hangs; an invalidation; a reader after it loads at once, in the same process too, and the old load stores nothing."""
+    ours, other = leased(fleet, 2)
+    source = Source(held=True)
+    first = ours.read(source, KEY)
+    old = await source.begun()
+    source.version = 2
+    assert await (ours if who == "the same process" else other).invalidate_type()
+    second = (ours if who == "the same process" else other).read(source, KEY)
+    (await source.begun()).finish()
+    assert await soon(second) == 2
+    old.finish()
+    assert await soon(first) == 1
+    assert await soon(ours.read(source, KEY)) == await soon(other.read(source, KEY)) == 2
+    assert source.loads == 2
+
+
+@pytest.mark.parametrize("verb", ["delete", "set"])
+async def test_v11_nor_after_a_delete_or_a_set_of_its_key(fleet: Fleet, verb: str) -> None:
+    """The lease goes with the key, so the old load is refused, and who asks now does not follow it."""
+    ours, other = leased(fleet, 2)
+    source = Source(held=True)
+    first = ours.read(source, KEY)
+    old = await source.begun()
+    source.version = 2
+    if verb == "delete":
+        await other.engine.delete([KEY])
+        second = other.read(source, KEY)
+        (await source.begun()).finish()
+    else:
+        assert await other.engine.set([(KEY, 2)], terms())
+        second = other.read(source, KEY)
+    assert await soon(second) == 2
+    old.finish()
+    assert await soon(first) == 1
+    assert await soon(ours.read(source, KEY)) == 2
+
+
+async def test_v11_a_lease_over_other_scopes_is_not_judged(fleet: Fleet) -> None:
+    """Whose load depends on other scopes cannot tell whether the holder's generations are old: it follows."""
+    ours, other = leased(fleet, 2)
+    source = Source(held=True)
+    first = ours.read(source, KEY)
+    load = await source.begun()
+    second = other.read(source, address("k", tags=["x"]))
+    await follows(other)
+    load.finish()
+    assert await soon(first) == 1
+    second.cancel()
+
+
+async def test_v12_the_lease_of_a_process_that_died_runs_out(fleet: Fleet, short: None) -> None:
+    """A holder dies: nothing is published, and one of those who follow loads once its lease is over; the others get that."""
+    dying, ours, other = leased(fleet, 3)
+    source = Source(held=True)
+    dying.read(source, KEY)
+    await source.begun()
+    reads = [process.read(source, KEY) for process in (ours, other)]
+    await follows(ours), await follows(other)
+    leases_of(dying).is_mute = True
+    dying.port.inner.leases.forget()  # type: ignore[union-attr]
+    began = asyncio.get_running_loop().time()
+    (await source.begun()).finish()
+    assert asyncio.get_running_loop().time() - began <= SHORT + 1
+    assert await soon(asyncio.gather(*reads)) == [1, 1]
+    assert source.loads == 2
+
+
+async def test_v12_a_wake_up_that_is_lost_is_made_up_for(fleet: Fleet, short: None) -> None:
+    """The message that the load has ended does not arrive: the value is found when the lease would have run out."""
+    ours, other = leased(fleet, 2)
+    leases_of(other).is_deaf = True
+    source = Source(held=True)
+    first = ours.read(source, KEY)
+    load = await source.begun()
+    second = other.read(source, KEY)
+    await follows(other)
+    load.finish()
+    assert await soon(first) == await soon(second) == 1
+    assert source.loads == 1
+
+
+async def test_m9_a_lease_is_renewed_while_its_load_runs(fleet: Fleet, short: None) -> None:
+    """A load that takes several times as long as a lease is good for is neither repeated nor refused."""
+    ours, other = leased(fleet, 2)
+    source = Source(held=True)
+    first = ours.read(source, KEY)
+    load = await source.begun()
+    second = other.read(source, KEY)
+    await follows(other, times=4)
+    load.finish()
+    assert await soon(first) == await soon(second) == 1
+    assert await soon(other.read(source, KEY)) == 1
+    assert source.loads == 1
+
+
+async def test_m9_a_lease_that_was_lost_stores_nothing(fleet: Fleet, short: None) -> None:
+    """A holder pauses for longer than its lease; another loads; the first one's value is its own callers' only."""
+    paused, other = leased(fleet, 2)
+    source = Source(held=True)
+    first = paused.read(source, KEY)
+    old = await source.begun()
+    paused.port.inner.leases.forget()  # type: ignore[union-attr]
+    source.version = 2
+    await asyncio.sleep(SHORT * 1.5)
+    second = other.read(source, KEY)
+    (await source.begun()).finish()
+    assert await soon(second) == 2
+    old.finish()
+    assert await soon(first) == 1
+    assert await soon(paused.read(source, KEY)) == await soon(other.read(source, KEY)) == 2
+
+
+async def test_m17_who_leaves_gives_the_lease_back(fleet: Fleet) -> None:
+    """The last caller of a load leaves: it is cancelled, and another process loads at once and not when the lease is over."""
+    ours, other = leased(fleet, 2)
+    source = Source(held=True)
+    first = ours.read(source, KEY)
+    await source.begun()
+    second = other.read(source, KEY)
+    await follows(other)
+    began = asyncio.get_running_loop().time()
+    first.cancel()
+    (await source.begun()).finish()
+    assert asyncio.get_running_loop().time() - began < leases.LEASE - 0.5
+    assert await soon(second) == 1
+    assert source.cancelled == [1]
+
+
+async def test_p2_a_caller_that_waits_for_another_process_can_leave(fleet: Fleet) -> None:
+    """Cancelling a follower, the only one of its process or one of two, hurts nobody and leaves no flight."""
+    ours, other = leased(fleet, 2)
+    source = Source(held=True)
+    first = ours.read(source, KEY)
+    load = await source.begun()
+    one, two = other.read(source, KEY), other.read(source, KEY)
+    await follows(other)
+    one.cancel()
+    load.finish()
+    assert await soon(first) == await soon(two) == 1
+    three = other.read(source, OTHER)
+    await source.begun()
+    three.cancel()
+    await asyncio.gather(three, return_exceptions=True)
+    await until(lambda: repr(other.engine.flights) == "<Flights 0 open, 0 tasks>")
+
+
+async def test_a_load_past_its_deadline_frees_the_key_for_the_fleet(fleet: Fleet) -> None:
+    """A loader that hangs and does not heed its cancellation: its callers are told, and one of those who wait elsewhere tries."""
+    ours, other = leased(fleet, 2)
+    source = Source(held=True)
+    is_over = asyncio.Event()
+
+    async def hang() -> int:
+        while not is_over.is_set():
+            try:
+                await is_over.wait()
+            except asyncio.CancelledError:
+                continue
+        return 0
+
+    first = ours.start(ours.engine.get_or_load(KEY, terms(deadline=0.3), hang))
+    await until(lambda: leases_of(ours).inner.__repr__().startswith("<RedisLeases 1 held"))
+    second = other.read(source, KEY)
+    with pytest.raises(LoadDeadlineError):
+        await soon(first)
+    (await source.begun()).finish()
+    assert await soon(second) == 1
+    is_over.set()
+    await until(lambda: repr(ours.engine.flights) == "<Flights 0 open, 0 tasks>")
+    assert await soon(ours.read(source, KEY)) == 1
+
+
+@pytest.mark.parametrize("value", [None, object()], ids=["none", "unstorable"])
+async def test_what_is_not_stored_is_loaded_by_each_process_at_once(fleet: Fleet, value: object) -> None:
+    """There is nothing to share: those who waited load for themselves, all at the same time."""
+    fleet_of = leased(fleet, 4)
+    running = most = 0
+    go_on = asyncio.Event()
+
+    async def load() -> object:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await go_on.wait()
+        if most > 1 or running == 1:
+            await asyncio.sleep(0.05)
+        running -= 1
+        return value
+
+    reads = [process.start(process.engine.get_or_load(KEY, terms(), load)) for process in fleet_of]
+    await until(lambda: sum(bool(leases_of(process).waits) for process in fleet_of) == 3)
+    go_on.set()
+    assert await soon(asyncio.gather(*reads)) == [value] * 4
+    assert most == 3
+
+
+async def test_refresh_loads_although_another_process_is_loading(fleet: Fleet) -> None:
+    """`refresh` loads anew: what began before it, elsewhere, will not do, and does not overwrite what it has loaded."""
+    ours, other = leased(fleet, 2)
+    source = Source(held=True)
+    first = other.read(source, KEY)
+    old = await source.begun()
+    source.version = 2
+    second = ours.start(ours.engine.refresh(KEY, terms(), source.load))
+    (await source.begun()).finish()
+    assert await soon(second) == 2
+    old.finish()
+    assert await soon(first) == 1
+    assert await soon(other.read(source, KEY)) == 2
+
+
+async def test_a_fresh_read_takes_nothing_from_a_load_that_is_older(fleet: Fleet) -> None:
+    """`fresh=True` joins no flight of its process that began before it, and does not follow its lease either."""
+    (ours,) = leased(fleet, 1)
+    source = Source(held=True)
+    first = ours.read(source, KEY)
+    old = await source.begun()
+    source.version = 2
+    second = ours.read(source, KEY, terms(fresh=True))
+    (await source.begun()).finish()
+    assert await soon(second) == 2
+    old.finish()
+    assert await soon(first) == 1
+    assert await soon(ours.read(source, KEY)) == 2
+
+
+async def test_v23_batches_that_overlap_crosswise_do_not_wait_in_a_circle(fleet: Fleet) -> None:
+    """Batch (a, b) leads a and is asked for b by another that leads b and waits for a: each loads what it leads at once."""
+    ours, other = leased(fleet, 2)
+    source = Source()
+    a, b = address("a"), address("b")
+    leases_of(ours).hold("acquire")
+    leases_of(other).hold("acquire")
+    one, two = ours.batch(source, a, b), other.batch(source, b, a)
+    asked = [await leases_of(ours).arrived("acquire"), await leases_of(other).arrived("acquire")]
+    leases_of(ours).held.clear()
+    leases_of(other).held.clear()
+    await asyncio.gather(*(step.go() for step in asked))
+    assert await soon(asyncio.gather(one, two)) == [[1, 1], [1, 1]]
+
+
+async def test_v23_batches_and_single_gets_load_no_key_twice(fleet: Fleet) -> None:
+    """Two batches that overlap and a single get, in three processes: every key is loaded once."""
+    ours, other, third = leased(fleet, 3)
+    loaded: list[int] = []
+    places = [address(str(n)) for n in range(6)]
+
+    def batch(process: Process, wanted: list[int]) -> asyncio.Task[list[int]]:
+        async def load(positions: list[int]) -> dict[int, int]:
+            loaded.extend(wanted[n] for n in positions)
+            await asyncio.sleep(0.05)
+            return {n: wanted[n] for n in positions}
+
+        return process.start(process.engine.get_or_load_many([places[n] for n in wanted], terms(), load))
+
+    async def load_one() -> int:
+        loaded.append(2)
+        await asyncio.sleep(0.05)
+        return 2
+
+    reads = [
+        batch(ours, [0, 1, 2, 3]),
+        batch(other, [3, 2, 4, 5]),
+        third.start(third.engine.get_or_load(places[2], terms(), load_one)),
+        batch(ours, [5, 0]),
+    ]
+    assert await soon(asyncio.gather(*reads)) == [[0, 1, 2, 3], [3, 2, 4, 5], 2, [5, 0]]
+    assert sorted(loaded) == [0, 1, 2, 3, 4, 5]
+
+
+async def test_explain_tells_who_holds_the_lease(fleet: Fleet) -> None:
+    """While a key is loaded, `explain` says so, and afterwards what is stored."""
+    ours, other = leased(fleet, 2)
+    source = Source(held=True)
+    read = ours.read(source, KEY)
+    load = await source.begun()
+    told = await other.engine.explain(KEY, terms())
+    assert told.verdict == "miss"
+    assert told.holder is not None
+    assert "attempt 1" in told.holder
+    load.finish()
+    await soon(read)
+    told = await other.engine.explain(KEY, terms())
+    assert (told.verdict, told.holder) == ("hit", None)
+    assert set(told.scopes) == {scope.decode().partition("!g:")[2] for scope in KEY.scopes}
+    assert await other.engine.invalidate(ADDRESSES.to_invalidate("menu"))
+    told = await other.engine.explain(KEY, terms())
+    assert told.verdict == "miss"
+    assert "y:menu is gone" in told.why
