@@ -322,8 +322,7 @@ class TestFailingRefresh:
         strict = shop.reading(stale=0)
         await asyncio.sleep(0)
         load.fail(OSError("down"))
-        while not strict.done() and shop.source.loads < 2:
-            await asyncio.sleep(0.001)
+        await until(lambda: not (not strict.done() and shop.source.loads < 2))
         if shop.source.loads == 2:  # it was late for the first load, and has its own
             (await shop.source.begun()).fail(OSError("down"))
         (error,) = await everything(strict)
@@ -359,8 +358,7 @@ class TestSoftTimeout:
         assert shop.counts.stale_served == 3
         load = await shop.source.begun()
         joined = shop.reading(soft_timeout=SOON)
-        while not shop.flights.by_key or not next(iter(shop.flights.by_key.values())).waiters:
-            await asyncio.sleep(0.001)
+        await until(lambda: not (not shop.flights.by_key or not next(iter(shop.flights.by_key.values())).waiters))
         load.finish()
         assert await soon(joined) == 2
         await shop.landed()
@@ -433,8 +431,7 @@ class TestHardTimeout:
         assert isinstance(errors[0], TimeoutError)
         load = await shop.source.begun()
         joined = shop.reading(hard_timeout=SOON)
-        while not next(iter(shop.flights.by_key.values())).waiters:
-            await asyncio.sleep(0.001)
+        await until(lambda: not (not next(iter(shop.flights.by_key.values())).waiters))
         load.finish()
         assert await soon(joined) == 1
         await shop.landed()
@@ -463,8 +460,7 @@ class TestHardTimeout:
                 cancelled.cancel()
             else:
                 impatient = shop.reading(key, hard_timeout=SHORT * 3)
-                while len(shop.flights.by_key[next(iter(shop.flights.by_key))].waiters) < 2:
-                    await asyncio.sleep(0.001)
+                await until(lambda: not (len(shop.flights.by_key[next(iter(shop.flights.by_key))].waiters) < 2))
                 cancelled.cancel()
                 (error,) = await everything(impatient)
             assert isinstance(error, LoadTimeoutError)
@@ -480,8 +476,7 @@ class TestHardTimeout:
         await everything(shop.reading(hard_timeout=SHORT))
         load = await shop.source.begun()
         joined = shop.reading()
-        while not next(iter(shop.flights.by_key.values())).waiters:
-            await asyncio.sleep(0.001)
+        await until(lambda: not (not next(iter(shop.flights.by_key.values())).waiters))
         joined.cancel()
         await everything(joined)
         load.finish()
@@ -506,8 +501,7 @@ class TestHardTimeout:
         shop.source.held = True
         errors = await everything(*(shop.reading(f"k{n}", hard_timeout=SHORT) for n in range(MOST_BEHIND + 1)))
         assert {type(error) for error in errors} == {LoadTimeoutError}
-        while len(shop.flights._tasks) > MOST_BEHIND:
-            await asyncio.sleep(0.001)
+        await until(lambda: not (len(shop.flights._tasks) > MOST_BEHIND))
         loads = []
         while sum(not load.future.done() for load in loads) < MOST_BEHIND:
             loads.append(await shop.source.begun())
