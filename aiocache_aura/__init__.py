@@ -38,7 +38,20 @@ from aiocache_aura.keys import register_key_type
 from aiocache_aura.namespace import Cache
 from aiocache_aura.policy import CachePolicy
 from aiocache_aura.redis_client import RedisClient
-from aiocache_aura.types import ALL, FOREVER, MISSING, TTL, CacheInfo, CacheParameters, CacheTTL, Call, ManagerLike
+from aiocache_aura.types import (
+    ALL,
+    FOREVER,
+    MISSING,
+    TTL,
+    CacheEntry,
+    CacheInfo,
+    CacheParameters,
+    CacheTTL,
+    Call,
+    Explanation,
+    ManagerLike,
+    Uncached,
+)
 
 __all__ = [
     "ALL",
@@ -49,6 +62,7 @@ __all__ = [
     "BackendTimeoutError",
     "BoundCached",
     "Cache",
+    "CacheEntry",
     "CacheError",
     "CacheInfo",
     "CacheManager",
@@ -59,6 +73,7 @@ __all__ = [
     "Call",
     "Clock",
     "ConfigurationError",
+    "Explanation",
     "KeyPartError",
     "LoadDeadlineError",
     "LoadFailedError",
@@ -70,6 +85,7 @@ __all__ = [
     "RedisClient",
     "SerializationError",
     "TenantMiddleware",
+    "Uncached",
     "UnknownCacheTypeError",
     "ValueTooLargeError",
     "cache",

@@ -12,16 +12,18 @@ import logging
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Self, Unpack, overload
 
 from aiocache_aura.context import bypass_scope
+from aiocache_aura.deferral import Held, deferring, put_off
 from aiocache_aura.engine import Engine
 from aiocache_aura.engines import Engines
 from aiocache_aura.errors import BackendError, BackendTimeoutError, ConfigurationError
 from aiocache_aura.generations import Addresses
-from aiocache_aura.namespace import Cache, CacheRegistry
+from aiocache_aura.namespace import Cache
 from aiocache_aura.policy import PRESETS, CachePolicy, PolicyOverrides
+from aiocache_aura.registry import CacheRegistry
 from aiocache_aura.resilience.fail_safe import FaultLog
 from aiocache_aura.resilience.single_flight import Tick
 from aiocache_aura.resilience.threads import call_plain
@@ -247,6 +249,20 @@ class CacheManager(KeyVerbs, Invalidations):
         """This task, and those that it starts meanwhile, read past the cache: loads run for them alone and are not stored."""
         return bypass_scope()
 
+    # Invalidating later
+
+    def deferred(self) -> AbstractAsyncContextManager[None]:
+        """Invalidations and deletes of the block, and of tasks started in it, go out together when it ends, and not if it raises.
+
+        For transactions: it stands around the commit. Inside, verbs that say whether they were delivered answer False, and counts are 0.
+        What a block within a block held goes with the outer one. What cannot be delivered is logged; the block does not raise for it.
+        """
+        return deferring(self, self._send)
+
+    def put_off(self, put: Callable[[Held], None]) -> bool:
+        """Have the `deferred()` block that this task is in hold it; False if there is none."""
+        return put_off(self, put)
+
     # What namespaces ask for
 
     def fault(self, error: BackendError, what: str) -> None:
@@ -255,14 +271,17 @@ class CacheManager(KeyVerbs, Invalidations):
         if self._settings.strict:
             raise error
 
-    async def drop(self, scopes: Scopes, what: str) -> bool:
-        """Invalidate these generations; whether it was delivered. Never raises for the store."""
+    async def drop(self, scopes: Scopes, what: str, *, soft: bool = False) -> bool:
+        """Invalidate these generations, or have the `deferred()` block do it; whether it was delivered. Never raises for the store."""
+        return not self.put_off(lambda held: held.drop(scopes, soft=soft)) and await self._send(scopes, what, soft)
+
+    async def _send(self, scopes: Scopes, what: str, soft: bool) -> bool:
         try:
             engine = await self.engine()
         except BackendError as error:
             log.error("%s was not delivered: %s", what, error)
             return False
-        return await engine.invalidate(scopes)
+        return await engine.invalidate(scopes, soft=soft)
 
     async def behind(self, work: Coroutine[Any, Any, Any]) -> None:
         """Run it as a task that `aclose` waits for; not at all where no engine is to be had."""

@@ -11,32 +11,32 @@ import functools
 import gc
 import inspect
 import logging
-import typing
 import weakref
-from collections.abc import Callable, Coroutine, Iterable, Mapping
-from dataclasses import dataclass, field
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 from aiocache_aura import cache_manager as desk
 from aiocache_aura import keys
 from aiocache_aura.cache_manager import CacheManager
-from aiocache_aura.codecs.serializers import ANY, Serializer, serializer_for
+from aiocache_aura.codecs.serializers import Serializer, serializer_for
 from aiocache_aura.context import Identity, identity
-from aiocache_aura.desk import listed
+from aiocache_aura.declared import declared
+from aiocache_aura.desk import explained, listed, unshared, unwrapped
 from aiocache_aura.engine import Engine
 from aiocache_aura.entries import shown
 from aiocache_aura.errors import BackendError, ConfigurationError
 from aiocache_aura.generations import Address, function_extra, tag_extra
 from aiocache_aura.owner import Owner, ids_among, owner_of
-from aiocache_aura.policy import PRESETS, Aware, CachePolicy
+from aiocache_aura.policy import PRESETS, Aware, CachePolicy, seconds
+from aiocache_aura.providing import Factory, Provided, check
 from aiocache_aura.resilience.threads import call_plain, is_async, settled
 from aiocache_aura.settings import Settings
 from aiocache_aura.signatures import CallSignature, warn_user
 from aiocache_aura.stats import Counts
 from aiocache_aura.templates import Template
-from aiocache_aura.terms import Terms
-from aiocache_aura.types import MISSING, CacheInfo, CacheParameters, Call
+from aiocache_aura.terms import Terms, fall_back
+from aiocache_aura.types import MISSING, TTL, CacheEntry, CacheInfo, CacheParameters, Call, Explanation, Uncached
 
 log = logging.getLogger("aiocache_aura.decorators")
 
@@ -52,6 +52,7 @@ class CacheOptions:
     key: str | Callable[[Call], str] | None = None
     tags: Iterable[str] | Callable[[Call], Iterable[str]] = ()
     exclude: tuple[str, ...] = ()
+    provide: Mapping[str, Factory] | None = None
     secret: tuple[str, ...] = ()
     self_key: Callable[[Any], object] | None = None
     name: str | None = None
@@ -60,18 +61,31 @@ class CacheOptions:
     policy: Mapping[str, Any] = field(default_factory=dict)
 
 
-class _State:
-    """What a function is under one manager, while its type's policy stays what it is."""
+class State:
+    """What a function is under one manager, while its type's policy stays what it is.
 
-    __slots__ = ("manager", "stamp", "memo", "policy", "source", "terms", "user_args", "tenant_args", "ignored", "lookup")  # noqa: RUF023
+    `personal` are the terms of a call that has arguments of the manager's `exclude_types`, which belong to the caller.
+    """
+
+    __slots__ = ("manager", "stamp", "memo", "policy", "source", "terms", "personal", "user_args", "tenant_args", "ignored", "lookup")  # noqa: RUF023
 
     def __init__(self, manager: CacheManager, source: CachePolicy, policy: CachePolicy, terms: Terms) -> None:
         self.manager, self.source, self.policy, self.terms = manager, source, policy, terms
+        self.personal = replace(terms, personal=True)
         self.stamp: object = None
         self.memo: dict[Any, Address] = {}
         self.tenant_args, self.user_args = manager.settings.tenant_args, manager.settings.user_args
         self.ignored = manager.settings.exclude_types
         self.lookup: Callable[..., tuple[Any, ...]] | None = None
+
+    async def delete(self, addresses: Sequence[Address]) -> bool:
+        """Remove entries; whether it was delivered, which is logged if not."""
+        try:
+            await (await self.manager.engine()).delete(addresses, self.terms)
+        except BackendError as error:
+            log.error("entries of calls of %s were not deleted: %s", self.terms.label, error)
+            return False
+        return True
 
 
 class Cached:
@@ -80,14 +94,26 @@ class Cached:
     def __init__(self, function: Callable[..., Any], options: CacheOptions, *, owner: str | None) -> None:
         self.function, self.options, self._manager = function, options, options.manager
         self._is_async = is_async(function)
-        self.signature = CallSignature(function, owner=owner, exclude=options.exclude, secret=options.secret, self_key=options.self_key)
+        self._policy, self._life_of = _with_life_apart(options.policy)
+        if options.provide is not None:
+            check(options.provide)
+        self.signature = CallSignature(
+            function,
+            owner=owner,
+            exclude=options.exclude,
+            secret=options.secret,
+            self_key=options.self_key,
+            provided=options.provide or (),
+        )
+        self._provided = Provided(function, self.signature, options.provide) if options.provide else None
         self.name = keys.function_name(options.name or _full_name(function), options.version)
         self._outside = set(self.signature.names) - set(self.signature.included)
         self._key = self._key_template()
         self._tags = self._tag_templates()
         self._lookup = None if self._depends_on_more() else self.signature.lookup
-        CachePolicy().merged(options.policy)  # says what is wrong at decoration
-        self._state: _State | None = None
+        self._check_policy(CachePolicy().merged(self._policy))  # says what is wrong at decoration
+        self.state: State | None = None
+        self.altered: dict[Any, Any] = {}
         self._counts: weakref.WeakKeyDictionary[CacheManager, Counts] = weakref.WeakKeyDictionary()
         self._serializer: Serializer | None = None
         self._warn_of_a_namesake()
@@ -101,7 +127,7 @@ class Cached:
         key = self.options.key
         if key is None or callable(key):
             return key
-        template = Template(key, self.signature.names, what="key", secret=self.signature.secret)
+        template = Template(key, self._nameable, what="key", secret=self.signature.secret)
         manager = desk.cache_manager if self.options.manager is None else self.options.manager
         settings = manager.settings if issubclass(type(manager), CacheManager) else Settings()
         self._check_places(template, settings.tenant_args, settings.user_args, self.options.policy.get("tenant_aware"))
@@ -123,7 +149,20 @@ class Cached:
             return tags
         if isinstance(tags, str):
             raise ConfigurationError(f"tags={tags!r}: they are a list, such as tags=[{tags!r}]")
-        return [Template(tag, self.signature.names, what="tags", secret=self.signature.secret) for tag in tags]
+        return [Template(tag, self._nameable, what="tags", secret=self.signature.secret) for tag in tags]
+
+    @property
+    def _nameable(self) -> list[str]:
+        """The parameters that keys and tags may name: what is provided is not the caller's."""
+        return [name for name in self.signature.names if name not in self.signature.provided]
+
+    def _check_policy(self, policy: CachePolicy) -> None:
+        if policy.keep_loading and self.signature.is_personal:
+            theirs = min(self.signature.excluded - self.signature.provided)
+            raise ConfigurationError(
+                f"keep_loading=True of {self.signature.name}: {theirs!r} is its caller's, and a load ends with the caller whose it uses; "
+                f"give the load its own, as provide={{{theirs!r}: ...}}"
+            )
 
     def _depends_on_more(self) -> bool:
         """Whether an address depends on anything beside the arguments that are in the key."""
@@ -155,7 +194,7 @@ class Cached:
         manager: Any = self._manager
         if manager is None:
             manager = desk.cache_manager
-        state = self._state
+        state = self.state
         if state is not None and state.manager is manager and state.stamp is state.manager.stamp and state.lookup is not None:
             try:
                 address = state.memo.get((state.lookup(*args, **kwargs), identity.get()))
@@ -169,19 +208,20 @@ class Cached:
 
     async def _call(self, manager: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not issubclass(type(manager), CacheManager):
-            return await self._through_stranger(manager, args, kwargs)
-        state = self._state_under(manager)
+            return await self.through_stranger(manager, args, kwargs)
+        state = self.state_under(manager)
         address = self._address(state, args, kwargs)
-        if identity.get().bypass or manager.is_off:
-            return await self._load(args, kwargs)
-        engine = manager.engine_now()
+        engine = None if _is_past(manager) else manager.engine_now() or await self._open(manager)
         if engine is None:
-            engine = await self._open(manager)
-            if engine is None:
-                return await self._load(args, kwargs)
-        return await engine.get_or_load(address, state.terms, self._load, args, kwargs)
+            return await self._load_alone(state.policy, args, kwargs)
+        return await engine.get_or_load(address, self._terms(state, args, kwargs), self._load, args, kwargs)
+
+    async def _load_alone(self, policy: CachePolicy, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return unwrapped(await unshared(functools.partial(self._load, args, kwargs), policy.fallback))
 
     async def _load(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._provided is not None:
+            return await self._provided.load(args, kwargs)
         if self._is_async:
             return await self.function(*args, **kwargs)
         return await call_plain(self.function, *args, **kwargs)
@@ -193,7 +233,14 @@ class Cached:
             log.debug("%s is called uncached: %s", self.name, error)
             return None
 
-    def _address(self, state: _State, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Address:
+    def _terms(self, state: State, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Terms:
+        if not state.ignored or state.terms.personal:
+            return state.terms
+        arguments = self.signature.arguments(self.signature.bind(*args, **kwargs))
+        has_theirs = any(isinstance(arguments[name], state.ignored) for name in self.signature.included)
+        return state.personal if has_theirs else state.terms
+
+    def _address(self, state: State, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Address:
         known, lookup = identity.get(), state.lookup
         if lookup is None:
             return self._new_address(state, self.signature.bind(*args, **kwargs), known)
@@ -211,7 +258,7 @@ class Cached:
                 state.memo[call] = address
         return address
 
-    def _new_address(self, state: _State, values: tuple[Any, ...], known: Identity) -> Address:
+    def _new_address(self, state: State, values: tuple[Any, ...], known: Identity) -> Address:
         arguments = self.signature.arguments(values)
         owner = self._owner(arguments, known, state.policy, state.tenant_args, state.user_args)
         extras = [function_extra(self.name), *map(tag_extra, self._tags_of(arguments))]
@@ -240,9 +287,9 @@ class Cached:
 
     # Under a manager
 
-    def _new_state(self, manager: CacheManager) -> _State:
+    def new_state(self, manager: CacheManager) -> State:
         source = manager.policy(self.options.cache_type)
-        policy = source.merged(self.options.policy)
+        policy = source.merged(self._policy)
         terms = Terms.of(
             policy,
             serializer=self._its_serializer(),
@@ -250,56 +297,52 @@ class Cached:
             own=self._counts.setdefault(manager, Counts()),
             label=keys.unescape(self.name),
             convert=self.options.returns is not MISSING,
-            personal=self.signature.is_personal or bool(manager.settings.exclude_types),
+            personal=self.signature.is_personal,
+            life_of=self._life_of,
         )
-        state = _State(manager, source, policy, terms)
+        state = State(manager, source, policy, terms)
         if isinstance(self._key, Template):
             self._check_places(self._key, state.tenant_args, state.user_args, policy.tenant_aware)
         if not self._outside & {*state.tenant_args, *state.user_args}:
             state.lookup = self._lookup
-        self._state = state
+        self.state = state
         return state
 
     def _its_serializer(self) -> Serializer:
         if self._serializer is None:
             returns = self.options.returns
-            self._serializer = _declared(self.function) if returns is MISSING else serializer_for(returns)
+            self._serializer = declared(self.function) if returns is MISSING else serializer_for(returns)
         return self._serializer
 
     async def place(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[CacheManager, Engine | None, Address, Terms]:
         """Where a verb acts; no engine where the store cannot be had."""
         state = self.current_state()
-        return state.manager, await self._open(state.manager), self._address(state, args, kwargs), state.terms
+        return state.manager, await self._open(state.manager), self._address(state, args, kwargs), self._terms(state, args, kwargs)
 
-    def current_state(self) -> _State:
+    def current_state(self) -> State:
         manager = desk.cache_manager if self._manager is None else self._manager
         if not issubclass(type(manager), CacheManager):
             raise ConfigurationError(f"this needs a CacheManager; the manager is a {type(manager).__name__}")
-        return self._state_under(manager)
+        return self.state_under(manager)
 
-    def _state_under(self, manager: CacheManager) -> _State:
-        state, stamp = self._state, manager.stamp
+    def state_under(self, manager: CacheManager) -> State:
+        state, stamp = self.state, manager.stamp
         if state is None or state.manager is not manager or manager.policy(self.options.cache_type) is not state.source:
-            state = self._new_state(manager)
+            state = self.new_state(manager)
         state.stamp = None if manager.is_off else stamp
         return state
 
     # Verbs
 
     async def invalidate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        _, engine, address, terms = await self.place(args, kwargs)
-        try:
-            if engine is not None:
-                await engine.delete([address], terms)
-                return True
-        except BackendError as error:
-            log.error("the entry of a call of %s was not deleted: %s", self.name, error)
-        return False
+        state = self.current_state()
+        addresses = [self._address(state, args, kwargs)]
+        return not state.manager.put_off(lambda held: held.delete(state.delete, addresses)) and await state.delete(addresses)
 
     async def refresh(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         manager, engine, address, terms = await self.place(args, kwargs)
         load = functools.partial(self._load, args, kwargs)
-        return await load() if engine is None or _is_past(manager) else await engine.refresh(address, terms, load)
+        return unwrapped(await load()) if engine is None or _is_past(manager) else await engine.refresh(address, terms, load)
 
     async def peek(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         manager, engine, address, terms = await self.place(args, kwargs)
@@ -311,6 +354,19 @@ class Cached:
             manager.fault(error, f"a peek at {self.name}")
             return None
         return None if value is MISSING else value
+
+    async def entry(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CacheEntry[Any] | None:
+        manager, engine, address, terms = await self.place(args, kwargs)
+        try:
+            return None if engine is None or _is_past(manager) else await engine.entry(address, terms)
+        except BackendError as error:
+            manager.fault(error, f"a look at {self.name}")
+            return None
+
+    async def explain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Explanation:
+        state = self.current_state()
+        address, terms = self._address(state, args, kwargs), self._terms(state, args, kwargs)
+        return await explained(state.manager, address, terms, f"an explanation of a call of {self.name}")
 
     async def exists(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         manager, engine, address, terms = await self.place(args, kwargs)
@@ -344,36 +400,39 @@ class Cached:
         return CacheInfo(own.hits, own.misses, None, None)
 
     def cache_parameters(self) -> CacheParameters:
-        life = self.current_state().policy.life
+        life = self.current_state().terms.life
         return {"cache_type": self.options.cache_type, "maxsize": None, "typed": True, "ttl": None if life == float("inf") else life}
 
     # Strangers
 
-    async def _through_stranger(self, manager: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    async def through_stranger(self, manager: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, ask: bool = True) -> Any:
         """A stand-in for the manager: asked with the key as text; whatever it raises, the function is called."""
-        key, ttl = self._stranger_key(self.signature.bind(*args, **kwargs))
+        policy = PRESETS.get(self.options.cache_type, CachePolicy()).merged(self._policy)
+        key = self._stranger_key(policy, self.signature.bind(*args, **kwargs))
         try:
-            value = await settled(manager.get(self.options.cache_type, key))
+            value = await settled(manager.get(self.options.cache_type, key)) if ask else None
             if value is not None:
                 return value
         except Exception as error:
             log.warning("%s went on without the cache: the manager's get raised %r", self.name, error)
-        value = await self._load(args, kwargs)
-        if value is not None:
+        try:
+            value = await self._load(args, kwargs)
+        except Exception as error:
+            return await fall_back(policy.fallback, error)
+        if value is not None and not isinstance(value, Uncached) and (policy.store_if is None or policy.store_if(value)):
+            life = policy.life if self._life_of is None else seconds(self._life_of(value))
             try:
-                await settled(manager.set(self.options.cache_type, key, value, ttl=ttl))
+                await settled(manager.set(self.options.cache_type, key, value, ttl=_whole(life)))
             except Exception as error:
                 log.warning("%s went on without the cache: the manager's set raised %r", self.name, error)
-        return value
+        return unwrapped(value)
 
-    def _stranger_key(self, values: tuple[Any, ...]) -> tuple[str, float]:
-        policy = PRESETS.get(self.options.cache_type, CachePolicy()).merged(self.options.policy)
+    def _stranger_key(self, policy: CachePolicy, values: tuple[Any, ...]) -> str:
         arguments = self.signature.arguments(values)
         owner = self._owner(arguments, identity.get(), policy, ("tenant_id", "restaurant_id"), ("user_id",))
         tail = self._tail(arguments, values)[1:]
         placed = isinstance(self._key, Template) and self._key.fields & {"tenant_id", "restaurant_id"}
-        life = int(policy.life) if policy.life == int(min(policy.life, 2**53)) else policy.life
-        return (tail if placed else keys.owner_segments(owner.tenants, owner.users) + tail), life
+        return tail if placed else keys.owner_segments(owner.tenants, owner.users) + tail
 
 
 _namesakes: weakref.WeakValueDictionary[tuple[int, str], Cached] = weakref.WeakValueDictionary()
@@ -384,35 +443,25 @@ def _is_past(manager: CacheManager) -> bool:
     return manager.is_off or identity.get().bypass
 
 
+def _whole(life: float) -> float:
+    return int(life) if life == int(min(life, 2**53)) else life
+
+
+def _with_life_apart(policy: Mapping[str, Any]) -> tuple[Mapping[str, Any], Callable[[Any], TTL] | None]:
+    """The fields of a policy, and the function of the result that stands in the place of `ttl`, if one does."""
+    life: Any = policy.get("ttl")
+    if isinstance(life, type) or not callable(life):
+        return policy, None
+    if is_async(life):
+        raise ConfigurationError("ttl= is an async function; a function of the result is a plain one, that gives a TTL at once")
+    return {name: value for name, value in policy.items() if name != "ttl"}, cast("Callable[[Any], TTL]", life)
+
+
 def _full_name(function: Callable[..., Any]) -> str:
     qualname = getattr(function, "__qualname__", None)
     if qualname is None or "<lambda>" in qualname:
         raise ConfigurationError(f"{function!r:.80} has no name to be cached under; give it name=")
     return f"{function.__module__}.{qualname}"
-
-
-def _declared(function: Callable[..., Any]) -> Serializer:
-    """The codec for what is declared to be returned; an annotation that cannot be resolved warns and counts as absent."""
-    try:
-        return serializer_for(_return_annotation(function))
-    except Exception as error:
-        log.warning("the return annotation of %s cannot be resolved (%s) and counts as absent", function, error)
-        return serializer_for()
-
-
-def _return_annotation(function: Callable[..., Any]) -> Any:
-    declared = getattr(function, "__annotations__", {})
-    if "return" not in declared:
-        return ANY
-    alone = SimpleNamespace(  # parameters may have types that only type checkers can import
-        __annotations__={"return": declared["return"]}, __type_params__=getattr(function, "__type_params__", ())
-    )
-    scope = getattr(inspect.unwrap(function), "__globals__", {})
-    annotation = typing.get_type_hints(alone, globalns=scope, include_extras=True)["return"]
-    origin = typing.get_origin(annotation)
-    if isinstance(origin, type) and issubclass(origin, typing.Awaitable) and not inspect.iscoroutinefunction(function):
-        return typing.get_args(annotation)[-1]
-    return annotation
 
 
 def check_cacheable(function: object) -> None:

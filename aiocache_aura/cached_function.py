@@ -12,10 +12,11 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Coroutine
-from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, Unpack, overload
 
 from aiocache_aura.cached import Cached, CacheOptions, check_cacheable
-from aiocache_aura.types import CacheInfo, CacheParameters
+from aiocache_aura.types import CacheEntry, CacheInfo, CacheParameters, CallOptions, Explanation
+from aiocache_aura.using import using
 
 P = ParamSpec("P")
 P2 = ParamSpec("P2")
@@ -127,6 +128,26 @@ class BoundCached(_Plain[P, R]):
         """Store a value for this call; whether it was written."""
         return await self._core.set_value(value, (*self._first, *args), kwargs)
 
+    async def entry(self, *args: P.args, **kwargs: P.kwargs) -> CacheEntry[R] | None:
+        """What is stored for this call, fresh or stale, with its age; None if a read would find nothing. A stored None is an entry."""
+        return await self._core.entry((*self._first, *args), kwargs)
+
+    async def explain(self, *args: P.args, **kwargs: P.kwargs) -> Explanation:
+        """What is stored for this call, and why it would be a hit, stale or a miss."""
+        return await self._core.explain((*self._first, *args), kwargs)
+
+    def using(self, **options: Unpack[CallOptions]) -> BoundCached[P, R]:
+        """This function, called under other terms: `await fn.using(fresh=True)(1)`. Its verbs are under these terms, too.
+
+        Args:
+            fresh: Nothing stale, and nothing from a load that began before the call.
+            max_stale: At most so long past its life, where the policy's `stale` is longer.
+            refresh: Load anew and store, whatever is stored.
+            l1: False: past the in-process layer, which this version has over `memory://` only, where it is the store.
+            ttl: The life of what is loaded or set.
+        """
+        return _like(BoundCached, self, using(self._core, options))
+
     def cache_key(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """The key in the store of this call, for this task's tenant and user."""
         return self._core.cache_key((*self._first, *args), kwargs)
@@ -178,11 +199,38 @@ class ClassAccess(_Plain[P, R]):
         return await self._core.set_value(value, (*self._first, *args), kwargs)
 
     @overload
+    async def entry(self, *args: P.args, **kwargs: P.kwargs) -> CacheEntry[R] | None: ...
+    @overload
+    async def entry(self: ClassAccess[Concatenate[Any, P2], R], *args: P2.args, **kwargs: P2.kwargs) -> CacheEntry[R] | None: ...
+    async def entry(self, *args: Any, **kwargs: Any) -> Any:
+        return await self._core.entry((*self._first, *args), kwargs)
+
+    @overload
+    async def explain(self, *args: P.args, **kwargs: P.kwargs) -> Explanation: ...
+    @overload
+    async def explain(self: ClassAccess[Concatenate[Any, P2], R], *args: P2.args, **kwargs: P2.kwargs) -> Explanation: ...
+    async def explain(self, *args: Any, **kwargs: Any) -> Any:
+        return await self._core.explain((*self._first, *args), kwargs)
+
+    def using(self, **options: Unpack[CallOptions]) -> ClassAccess[P, R]:
+        """As `BoundCached.using`."""
+        return _like(ClassAccess, self, using(self._core, options))
+
+    @overload
     def cache_key(self, *args: P.args, **kwargs: P.kwargs) -> str: ...
     @overload
     def cache_key(self: ClassAccess[Concatenate[Any, P2], R], *args: P2.args, **kwargs: P2.kwargs) -> str: ...
     def cache_key(self, *args: Any, **kwargs: Any) -> Any:
         return self._core.cache_key((*self._first, *args), kwargs)
+
+
+def _like(cls: type[B], plain: _Plain[Any, Any], core: Cached) -> B:
+    """As the plain one, with another core."""
+    made = cls.__new__(cls)
+    vars(made).update(vars(plain), _core=core)
+    for name in ("_family", "_kind"):
+        vars(made).pop(name, None)
+    return made
 
 
 def _say_async(cls: type[Any]) -> None:
@@ -237,7 +285,20 @@ def make_cached(function: Any, options: CacheOptions) -> Any:
     return _as_function(Cached(inner, options, owner=None))
 
 
-_VERBS = ("invalidate", "refresh", "peek", "exists", "set_value", "cache_key", "cache_info", "cache_clear", "cache_parameters")
+_VERBS = (
+    "invalidate",
+    "refresh",
+    "peek",
+    "entry",
+    "exists",
+    "explain",
+    "set_value",
+    "using",
+    "cache_key",
+    "cache_info",
+    "cache_clear",
+    "cache_parameters",
+)
 
 
 def is_in_class_body(function: object) -> bool:

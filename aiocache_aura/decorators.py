@@ -9,7 +9,7 @@ async def update_menu_item(item_id: int, restaurant_id: int, data: dict) -> None
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, ParamSpec, Protocol, TypeVar, Unpack, overload
 
 from aiocache_aura.cached import CacheOptions
@@ -17,7 +17,7 @@ from aiocache_aura.cached_function import AsyncWrapped, CachedFunction, make_cac
 from aiocache_aura.context import Id
 from aiocache_aura.errors import ConfigurationError
 from aiocache_aura.invalidating import InvalidateOptions, make_invalidating
-from aiocache_aura.policy import PolicyOverrides
+from aiocache_aura.policy import DecoratorOverrides
 from aiocache_aura.types import MISSING, Call, Everyone, ManagerLike
 
 P = ParamSpec("P")
@@ -51,12 +51,13 @@ class NamedCacheDecorator(Protocol):
         key: KeyOption = None,
         tags: TagsOption = (),
         exclude: Iterable[str] = (),
+        provide: Mapping[str, Callable[[], Any]] | None = None,
         secret: Iterable[str] = (),
         self_key: Callable[[Any], object] | None = None,
         name: str | None = None,
         version: object = None,
         returns: Any = MISSING,
-        **policy: Unpack[PolicyOverrides],
+        **policy: Unpack[DecoratorOverrides],
     ) -> CacheDecorator: ...
 
 
@@ -72,12 +73,13 @@ def cache(
     key: KeyOption = None,
     tags: TagsOption = (),
     exclude: Iterable[str] = (),
+    provide: Mapping[str, Callable[[], Any]] | None = None,
     secret: Iterable[str] = (),
     self_key: Callable[[Any], object] | None = None,
     name: str | None = None,
     version: object = None,
     returns: Any = MISSING,
-    **policy: Unpack[PolicyOverrides],
+    **policy: Unpack[DecoratorOverrides],
 ) -> CacheDecorator: ...
 def cache(fn: Any = None, /, **options: Any) -> Any:
     """Keep what a function returns, by its arguments, for the life that its cache type says.
@@ -92,11 +94,14 @@ def cache(fn: Any = None, /, **options: Any) -> Any:
             `manager.get(cache_type, key)`. Every parameter must be in the template, in `exclude`, or say whose the entry is.
         tags: Templates, or a function of one `Call`, to invalidate by.
         exclude: Parameters that make no difference, such as a session. They belong to their caller: its load ends with it.
+        provide: Functions that make what each load uses instead of the caller's, by parameter: `{"db": session_factory}`. What they give is
+            entered and left if it is a context manager, run to its `yield` if it is a generator, awaited if it has to be. Callers need not
+            pass such a parameter, which is not in the key, and loads may outlive them.
         secret: Parameters that are hashed into the key.
         self_key: What stands for `self` in the key of a method; its class always is in it.
         name: Instead of the module and name of the function, in its keys; `version` is added to it.
         returns: The type to store the result as, instead of the return annotation; the result is converted to it for every caller.
-        policy: Fields of `CachePolicy`, such as `ttl="5m"`, `jitter=0.1`, `tenant_aware=True`.
+        policy: Fields of `CachePolicy`, such as `ttl="5m"`, `stale="1h"`, `tenant_aware=True`. `ttl` may be a function of the result.
     """
     if isinstance(fn, str):
         raise ConfigurationError(f"cache({fn!r}): a cache type is given as cache(cache_type={fn!r})")
@@ -126,7 +131,7 @@ cache_reports = _named("reports")
 cache_static = _named("static")
 
 
-_OWN = ("manager", "key", "tags", "exclude", "secret", "self_key", "name", "version", "returns")
+_OWN = ("manager", "key", "tags", "exclude", "provide", "secret", "self_key", "name", "version", "returns")
 
 
 def _decorator(name: str, cache_type: str | None, fn: Any, options: dict[str, Any]) -> Any:
@@ -156,6 +161,7 @@ def invalidate_cache(
     keys: Iterable[str] | Callable[[Call], Iterable[str]] = (),
     tenant: Id | Everyone | str | None = None,
     user: Id | Everyone | str | None = None,
+    keep_stale: bool = False,
     on_error: bool = False,
     manager: ManagerLike | None = None,
 ) -> InvalidateDecorator:
@@ -172,10 +178,20 @@ def invalidate_cache(
         keys: Only these keys, as `manager.delete` takes them, with and without a user that an argument names; templates likewise.
         tenant: Instead of the one known: `ALL` for every tenant, an id, or a template such as "{to_id}".
         user: Narrow to a user, by an id or a template such as "{user_id}"; by itself a user is not narrowed to.
+        keep_stale: Leave the entries as stale, for readers whose policy has `stale`; not with `keys`, which are deleted.
         on_error: Also when the function raised.
         manager: Instead of `aiocache_aura.cache_manager.cache_manager`, which is looked up at each call.
     """
-    options = InvalidateOptions(cache_types=cache_types, tags=tags, keys=keys, tenant=tenant, user=user, on_error=on_error, manager=manager)
+    options = InvalidateOptions(
+        cache_types=cache_types,
+        tags=tags,
+        keys=keys,
+        tenant=tenant,
+        user=user,
+        keep_stale=keep_stale,
+        on_error=on_error,
+        manager=manager,
+    )
     return lambda function: make_invalidating(function, options)  # type: ignore[return-value,unused-ignore]
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from dataclasses import replace
 from typing import Any, Protocol, TypeAlias
 
-from aiocache_aura.context import Id, id_text
+from aiocache_aura.context import Id, id_text, identity
+from aiocache_aura.deferral import Held
 from aiocache_aura.engine import Engine
 from aiocache_aura.errors import BackendError
-from aiocache_aura.generations import Addresses
+from aiocache_aura.generations import Address, Addresses
 from aiocache_aura.stores.base import Scopes
-from aiocache_aura.types import Everyone
+from aiocache_aura.terms import Terms, fall_back
+from aiocache_aura.types import Everyone, Explanation, Uncached
 
 Who: TypeAlias = Id | Everyone | None
 
@@ -35,8 +38,12 @@ class Desk(Protocol):
     def fault(self, error: BackendError, what: str) -> None:
         """Log it; under `strict`, raise it."""
 
-    async def drop(self, scopes: Scopes, what: str) -> bool:
-        """Invalidate these generations; whether it was delivered."""
+    async def drop(self, scopes: Scopes, what: str, *, soft: bool = False) -> bool:
+        """Invalidate these generations, or, `soft`, leave their entries as stale; whether it was delivered."""
+        ...
+
+    def put_off(self, put: Callable[[Held], None]) -> bool:
+        """Have the `deferred()` block that this task is in hold it; False if there is none."""
         ...
 
     async def behind(self, work: Coroutine[Any, Any, Any]) -> None:
@@ -62,3 +69,30 @@ def refuse_awaitable(loader: object) -> None:
     if inspect.iscoroutine(loader):
         loader.close()
     raise TypeError("the loader is a function, so that a hit does not call it: pass `load` or `lambda: load(1)`, not `load(1)`")
+
+
+async def unshared(load: Callable[[], Awaitable[Any]], fallback: Any) -> Any:
+    """What a load gives, or its fallback, for one caller who reads past the cache; an `Uncached` is still one."""
+    try:
+        return await load()
+    except Exception as error:
+        return await fall_back(fallback, error)
+
+
+def unwrapped(value: Any) -> Any:
+    """What callers get."""
+    return value.value if isinstance(value, Uncached) else value
+
+
+async def explained(desk: Desk, address: Address, terms: Terms, what: str) -> Explanation:
+    """What is stored there and what a read would make of it, or that nothing can be told."""
+    try:
+        told = await (await desk.engine()).explain(address, terms)
+    except BackendError as error:
+        desk.fault(error, what)
+        return Explanation(key=address.key.decode(), verdict="miss", why=f"the store did not answer: {error}")
+    if desk.is_off or identity.get().bypass:
+        return replace(
+            told, verdict="miss", why=f"this task reads past the cache (disabled, or bypass); else it would be a {told.verdict}: {told.why}"
+        )
+    return told

@@ -18,12 +18,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import anyio
-
 from aiocache_aura import cache_manager as desk
 from aiocache_aura import keys
 from aiocache_aura.cache_manager import CacheManager
 from aiocache_aura.context import Id, Identity, id_text, identity
+from aiocache_aura.deferral import to_the_end
 from aiocache_aura.desk import listed
 from aiocache_aura.errors import BackendError, CacheError, ConfigurationError, MissingTenantError, MissingUserError
 from aiocache_aura.generations import tag_extra
@@ -48,6 +47,7 @@ class InvalidateOptions:
     keys: Texts = ()
     tenant: Id | Everyone | None = None
     user: Id | Everyone | None = None
+    keep_stale: bool = False
     on_error: bool = False
     manager: Any = None
 
@@ -107,6 +107,12 @@ class Invalidating:
             raise ConfigurationError("invalidate_cache(keys=...): a key belongs to a cache type; name it first")
         if self._keys and ALL in (options.tenant, options.user):
             raise ConfigurationError("invalidate_cache(keys=..., tenant=ALL): a key is one tenant's; use tags= for everybody's")
+        if not isinstance(options.keep_stale, bool):
+            raise ConfigurationError(f"invalidate_cache(keep_stale={options.keep_stale!r}): it is True or False")
+        if self._keys and options.keep_stale:
+            raise ConfigurationError(
+                "invalidate_cache(keys=..., keep_stale=True): keys are deleted; use tags= for what is to stay as stale"
+            )
         if self._tags and options.user is not None and options.user is not ALL:
             raise TypeError("invalidate_cache takes user= or tags=, not both: tags belong to a type and its tenants")
         if not (options.cache_types or self._tags or options.tenant is not None or options.user is not None):
@@ -125,9 +131,9 @@ class Invalidating:
             result = await (self.function(*args, **kwargs) if self._is_async else call_plain(self.function, *args, **kwargs))
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError) or self.options.on_error:
-                await _to_the_end(after(known, MISSING))
+                await to_the_end(after(known, MISSING))
             raise
-        await _to_the_end(after(known, result))
+        await to_the_end(after(known, result))
         return result
 
     def _after(self, manager: Any, arguments: Mapping[str, Any]) -> Callable[[Identity, Any], Any]:
@@ -190,7 +196,7 @@ class Invalidating:
                 if name is not None:
                     manager.counts(name).invalidations += 1
         if scopes and tags != []:
-            await manager.drop(tuple(dict.fromkeys(scopes)), f"what {self.signature.name} invalidates")
+            await manager.drop(tuple(dict.fromkeys(scopes)), f"what {self.signature.name} invalidates", soft=self.options.keep_stale)
 
     def _types(self, manager: CacheManager, tags: list[str] | None, is_narrowed: bool) -> Iterable[str | None]:
         """The types, or None where what narrows crosses them all."""
@@ -226,29 +232,15 @@ class Invalidating:
     ) -> None:
         """A stand-in for the manager: told as a manager would be; whatever it raises, the function's result stands."""
         tenants = tenant.ids(known.tenant)
+        more = {"keep_stale": True} if self.options.keep_stale else {}
         try:
             for name in self.options.cache_types:
                 if wanted:
                     await settled(manager.delete(name, *wanted))
                 else:
-                    await settled(manager.invalidate(name, tenant=tenants[0] if tenants else None, tags=tags or ()))
+                    await settled(manager.invalidate(name, tenant=tenants[0] if tenants else None, tags=tags or (), **more))
         except Exception as error:
             log.warning("%s went on without the cache: the manager raised %r", self.signature.name, error)
-
-
-async def _to_the_end(work: Any) -> None:
-    """Wait for it whatever happens to the caller, who is cancelled afterwards; the budget of the store bounds it."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    with anyio.CancelScope(shield=True):
-        while not task.done():
-            try:
-                await asyncio.wait({task})
-            except asyncio.CancelledError as error:
-                cancelled = error
-    task.result()
-    if cancelled is not None:
-        raise cancelled
 
 
 def _asks_result(told: object) -> bool:

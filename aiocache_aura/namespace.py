@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar, Unpack, overload
 
 from aiocache_aura import keys
 from aiocache_aura.codecs.serializers import serializer_for
 from aiocache_aura.context import Id, Identity, id_text, identity
-from aiocache_aura.desk import Desk, Who, listed, narrowed, refuse_awaitable
+from aiocache_aura.desk import Desk, Who, explained, listed, narrowed, refuse_awaitable, unshared, unwrapped
 from aiocache_aura.engine import Engine
-from aiocache_aura.errors import BackendError, ConfigurationError, UnknownCacheTypeError
+from aiocache_aura.errors import BackendError
 from aiocache_aura.generations import Address, tag_extra
 from aiocache_aura.owner import owner_of
 from aiocache_aura.policy import CachePolicy, PolicyOverrides, seconds
 from aiocache_aura.resilience.threads import call_any
 from aiocache_aura.stats import Counts
 from aiocache_aura.terms import Terms
-from aiocache_aura.types import MISSING, TTL
+from aiocache_aura.types import MISSING, TTL, CacheEntry, Explanation
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -122,6 +121,18 @@ class Cache:
             return missing
         return await self._ask("get", missing, lambda engine: engine.get_many(addresses, plan.terms))
 
+    @overload
+    async def entry(self, key: str, *, tenant: Id | None = None, user: Id | None = None) -> CacheEntry[Any] | None: ...
+    @overload
+    async def entry(self, key: str, *, as_type: type[T], tenant: Id | None = None, user: Id | None = None) -> CacheEntry[T] | None: ...
+    async def entry(self, key: str, *, as_type: Any = None, tenant: Id | None = None, user: Id | None = None) -> CacheEntry[Any] | None:
+        """What is stored, fresh or stale, with its age; None if a read would find nothing. A stored None is an entry."""
+        plan = self._plan(as_type, {})
+        address = self._address(plan, key, tenant, user)
+        if self._is_past:
+            return None
+        return await self._ask("entry", None, lambda engine: engine.entry(address, plan.terms))
+
     async def exists(self, key: str, *, tenant: Id | None = None, user: Id | None = None) -> bool:
         """Whether a read would find it."""
         return await self.ttl(key, tenant=tenant, user=user) is not None
@@ -185,7 +196,8 @@ class Cache:
     ) -> Any:
         """The stored value, or what the loader gives, which is then stored; one load for all who wait for it.
 
-        The loader is an async function, a plain one (run in a worker thread), or the value itself. Its errors are raised and not stored.
+        The loader is an async function, a plain one (run in a worker thread), or the value itself. Its errors are raised, and not stored
+        unless the policy says so; what it returns as `Uncached(value)` is not stored.
         """
         refuse_awaitable(loader)
         plan = self._plan(as_type, policy)
@@ -195,7 +207,9 @@ class Cache:
             return await call_any(loader) if callable(loader) else loader
 
         engine = await self._engine_or_none("get_or_load")
-        return await (load() if engine is None else engine.get_or_load(address, plan.terms, load))
+        if engine is None:
+            return unwrapped(await unshared(load, plan.policy.fallback))
+        return await engine.get_or_load(address, plan.terms, load)
 
     async def get_or_load_many(
         self,
@@ -227,7 +241,7 @@ class Cache:
         engine = await self._engine_or_none("get_or_load_many")
         if engine is None:
             loaded = await load(list(range(len(wanted))))
-            return {wanted[n]: value for n, value in loaded.items()}
+            return {wanted[n]: unwrapped(value) for n, value in loaded.items()}
         values = await engine.get_or_load_many(addresses, plan.terms, load)
         return {key: value for key, value in zip(wanted, values, strict=True) if value is not MISSING}
 
@@ -309,30 +323,37 @@ class Cache:
     async def delete(self, *keys: str, tenant: Id | None = None, user: Id | None = None) -> int:
         """Remove entries; how many were stored.
 
-        Loads of these keys that are under way will not bring them back. Goes out inside `disabled()`, too.
+        Loads of these keys that are under way will not bring them back. Goes out inside `disabled()`, too; inside `deferred()` at its end.
         """
         plan = self._plan(None, {})
         return await self.delete_at([self._address(plan, key, tenant, user) for key in keys])
 
     async def delete_at(self, addresses: Sequence[Address]) -> int:
         """`delete`, for entries whose owner is already worked out."""
+        if not addresses or self._desk.put_off(lambda held: held.delete(self._delete, addresses)):
+            return 0
+        return await self._delete(addresses)
+
+    async def _delete(self, addresses: Sequence[Address]) -> int:
         terms = self._plan(None, {}).terms
-        return await self._ask("delete", 0, lambda engine: engine.delete(addresses, terms)) if addresses else 0
+        return await self._ask("delete", 0, lambda engine: engine.delete(addresses, terms))
 
     # Invalidating
 
-    async def invalidate(self, *, tenant: Who = None, user: Who = None, tags: Iterable[str] = ()) -> bool:
+    async def invalidate(self, *, tenant: Who = None, user: Who = None, tags: Iterable[str] = (), keep_stale: bool = False) -> bool:
         """Void the type's entries, or those of a tenant, a user, or with one of these tags; whether it was delivered.
 
         The cost does not depend on how many there are. It clears what it is told: the scope of the task does not count, and None and ALL do
         not narrow. Conditions narrow one another; `user` with `tags` is a TypeError. Never raises for the store.
+
+        `keep_stale=True` leaves them as stale: readers whose policy has `stale` are given them while they are refreshed, others miss.
         """
         tenants, users, tags = narrowed(tenant, "tenant"), narrowed(user, "user"), listed(tags, "tags")
         if users and tags:
             raise TypeError("invalidate takes user= or tags=, not both: tags belong to a type and its tenants")
         scopes = self._desk.addresses.to_invalidate(self.name, tenants, users, tags)
         self.counts.invalidations += 1
-        return await self._desk.drop(scopes, f"invalidate of cache type {self.name!r}")
+        return await self._desk.drop(scopes, f"invalidate of cache type {self.name!r}", soft=keep_stale)
 
     async def invalidate_pattern(self, pattern: str, *, tenant: Who = None, user: Who = None) -> int:
         """Remove the entries whose key matches a glob such as "item:*"; how many there were.
@@ -344,6 +365,11 @@ class Cache:
             raise TypeError(f"a pattern is text such as 'item:*', not {type(pattern).__name__}")
         (of_tenant,), (of_user,) = narrowed(tenant, "tenant") or (None,), narrowed(user, "user") or (None,)
         self.counts.invalidations += 1
+        if self._desk.put_off(lambda held: held.call(self._purge, pattern, of_tenant, of_user)):
+            return 0
+        return await self._purge(pattern, of_tenant, of_user)
+
+    async def _purge(self, pattern: str, of_tenant: str | None, of_user: str | None) -> int:
         try:
             return await (await self._engine()).purge(self.name, pattern, of_tenant, of_user)
         except BackendError as error:
@@ -357,17 +383,26 @@ class Cache:
         they expire. It removes what it finds: entries that are written while it is at work may go, too, and are misses.
         """
         delivered = await self.invalidate()
-        if reclaim:
-            await self._desk.behind(self._reclaim())
+        if reclaim and not self._desk.put_off(lambda held: held.call(self._reclaim)):
+            await self._reclaim()
         return delivered
 
     async def _reclaim(self) -> None:
+        await self._desk.behind(self._purge_all())
+
+    async def _purge_all(self) -> None:
         try:
             await (await self._engine()).purge(self.name, "*", None, None)
         except BackendError as error:
             self._note(error, "reclaim", may_raise=False)
 
     # Looking
+
+    async def explain(self, key: str, *, as_type: Any = None, tenant: Id | None = None, user: Id | None = None) -> Explanation:
+        """What is stored under a key, and why a read would be a hit, stale or a miss. `print` shows it in lines."""
+        plan = self._plan(as_type, {})
+        address = self._address(plan, key, tenant, user)
+        return await explained(self._desk, address, plan.terms, f"explain of cache type {self.name!r}")
 
     def stats(self) -> dict[str, Any]:
         """What happened to this type in this process: hits, misses, hit_rate, sets, loads, ..."""
@@ -399,7 +434,7 @@ class Cache:
                 raise
 
     def _plan(self, as_type: Any, overrides: Mapping[str, Any]) -> Plan:
-        asked = (as_type, *((name, type(value), value) for name, value in overrides.items()))
+        asked = (as_type, *((name, type(value), id(value) if name == "fallback" else value) for name, value in overrides.items()))
         try:
             plan = self._plans.get(asked)
         except TypeError:  # something in it cannot be hashed
@@ -408,7 +443,7 @@ class Cache:
             plan = self._make_plan(as_type, overrides)
             if len(self._plans) >= _PLANS:
                 self._plans.clear()
-            self._plans[asked] = plan
+            self._plans[asked] = plan  # and with it its fallback, whose id is nobody else's for as long
         return plan
 
     def _make_plan(self, as_type: Any, overrides: Mapping[str, Any]) -> Plan:
@@ -434,47 +469,3 @@ class Cache:
             plan.terms.label,
         )
         return self._desk.addresses.address(self.name, owner, keys.user_tail(key), list(map(tag_extra, listed(tags, "tags"))))
-
-
-class CacheRegistry(Mapping[str, Cache]):
-    """The cache types of a manager by name."""
-
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
-        self._caches: dict[str, Cache] = {}
-
-    def __getitem__(self, name: str, /) -> Cache:
-        try:
-            return self._caches[name]
-        except (KeyError, TypeError):
-            raise UnknownCacheTypeError(self._unknown(name)) from None
-
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and name in self._caches
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._caches)
-
-    def __len__(self) -> int:
-        return len(self._caches)
-
-    def __repr__(self) -> str:
-        return f"CacheRegistry({', '.join(self._caches)})"
-
-    def register(self, name: str, policy: CachePolicy) -> Cache:
-        """Add a type, or give one that is there another policy; who holds its `Cache` sees it."""
-        if not isinstance(policy, CachePolicy):
-            raise ConfigurationError(
-                f"a cache type is registered with a CachePolicy, such as CachePolicy(ttl='5m'), not {type(policy).__name__}"
-            )
-        cache = self._caches.get(keys.check_type_name(name))
-        if cache is None:
-            cache = self._caches[name] = Cache(self._desk, name, policy)
-        else:
-            cache.policy = policy
-        return cache
-
-    def _unknown(self, name: object) -> str:
-        close = difflib.get_close_matches(str(name), self._caches, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(sorted(self._caches))}."
-        return f"no cache type {name!r}; {hint} Add one with manager.register({str(name)!r}, CachePolicy(ttl=...))"

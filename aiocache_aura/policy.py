@@ -34,11 +34,14 @@ def seconds(ttl: TTL) -> float:
     if isinstance(ttl, str):
         return _from_text(ttl)
     if not isinstance(ttl, int | float):
-        more = "; a function of the result is for decorators" if callable(ttl) else ""
-        raise ConfigurationError(f"a TTL is seconds, a timedelta, text like '5m', or FOREVER, not {type(ttl).__name__}{more}")
+        raise ConfigurationError(f"a TTL is seconds, a timedelta, text like '5m', or FOREVER, not {_kind(ttl)}")
     if not 0 <= ttl < math.inf:
         raise ConfigurationError(f"a TTL is at least 0 and finite, not {ttl}; without end it is ttl=FOREVER")
     return float(ttl)
+
+
+def _kind(ttl: object) -> str:
+    return type(ttl).__name__ + ("; a function of the result is for decorators" if callable(ttl) else "")
 
 
 @lru_cache(maxsize=256)
@@ -52,7 +55,7 @@ def _from_text(text: str) -> float:
 class CachePolicy:
     """How the entries of a type live. Times are seconds or any TTL form; every field is keyword-only.
 
-    The meaning of each field is in docs/policies.md. A field of `NOT_YET`, whose behaviour this version does not have, takes its default only.
+    The meaning of each field is in docs/policies.md. Those of `NOT_YET` take their default only in this version.
     """
 
     ttl: TTL = 60

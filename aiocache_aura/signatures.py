@@ -14,11 +14,13 @@ import linecache
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NoReturn
 from uuid import UUID
 
 from aiocache_aura import keys
 from aiocache_aura.errors import ConfigurationError
+from aiocache_aura.types import MISSING
 
 MEMO_SAFE = frozenset({int, str, bool, bytes, type(None), UUID, dt.date})
 """Classes whose equal instances mean the same call; 0.0 == -0.0, (1,) == (True,), and equal datetimes of two zones do not."""
@@ -26,6 +28,7 @@ MEMO_SAFE = frozenset({int, str, bool, bytes, type(None), UUID, dt.date})
 _SUSPICIOUS = re.compile(r"passw|secret|token|api_?key|credential|private_key|authorization", re.IGNORECASE)
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _STARS: dict[object, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+_REQUIRED = object()
 _numbers = itertools.count()
 
 
@@ -40,8 +43,12 @@ class CallSignature:
         exclude: Iterable[str] = (),
         secret: Iterable[str] = (),
         self_key: Callable[[Any], object] | None = None,
+        provided: Iterable[str] = (),
     ) -> None:
-        """`owner` is "self" or "cls" for a function in a class body whose first parameter is the instance or the class."""
+        """`owner` is "self" or "cls" for a function in a class body whose first parameter is the instance or the class.
+
+        Parameters that are `provided` are excluded, and callers need not give them.
+        """
         self.name = getattr(function, "__qualname__", type(function).__qualname__)
         signature = inspect.signature(function)
         self._parameters, self._returned = list(signature.parameters.values()), signature.return_annotation
@@ -51,7 +58,11 @@ class CallSignature:
         self._self_key = self_key
         if self_key is not None and (self.owner is None or self._owner_is_class):
             raise ConfigurationError(f"self_key= of {self.name}: it is for methods, whose first parameter is self")
-        self.excluded = self._known("exclude", exclude)
+        self.provided = self._known("provide", provided)
+        whole = {parameter.name for parameter in self._parameters if parameter.kind not in _VARIADIC} - {self.owner}
+        if not self.provided <= whole:
+            raise ConfigurationError(f"provide= of {self.name}: {min(self.provided - whole)!r} is not a parameter that a load can be given")
+        self.excluded = self._known("exclude", exclude) | self.provided
         self.secret = self._known("secret", secret)
         self.included = tuple(name for name in self.names if name not in self.excluded and name != self.owner)
         self._warn_of_secrets()
@@ -63,7 +74,23 @@ class CallSignature:
     @property
     def is_personal(self) -> bool:
         """Whether a load uses arguments that are not in the key, which belong to its caller."""
-        return bool(self.excluded)
+        return bool(self.excluded - self.provided)
+
+    def spread(self, arguments: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        """All arguments as they are to be passed."""
+        positional: list[Any] = []
+        named: dict[str, Any] = {}
+        for parameter in self._parameters:
+            value = arguments[parameter.name]
+            if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+                positional.extend(value)
+            elif parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                named.update(value)
+            elif parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+                named[parameter.name] = value
+            else:
+                positional.append(value)
+        return positional, named
 
     @property
     def of_bound(self) -> inspect.Signature:
@@ -122,13 +149,18 @@ class CallSignature:
     def _generate(self, name: str) -> tuple[Callable[..., tuple[Any, ...]], Callable[..., tuple[Any, ...]] | None]:
         name = name if name.isidentifier() else "call"
         defaults: dict[str, Any] = {}
-        heading = _heading(self._parameters, defaults)
-        bind = _compiled(name, heading, _tuple(self.names), defaults, self.name)
+        heading = _heading(self._parameters, self.provided, defaults)
+        required = [each for n, each in enumerate(self.names) if defaults.get(f"_aura_default_{n}") is _REQUIRED]
+        bind = _compiled(name, heading, _tuple(self.names), defaults, self.name, required)
         if any(parameter.kind in _VARIADIC for parameter in self._parameters):
             return bind, None
         owner = [] if self.owner is None else [self.owner if self._owner_is_class else f"{self.owner}.__class__"]
         looked_up = [*owner, *(part for each in self.included for part in (f"{each}.__class__", each))]
         return bind, _compiled(name, heading, _tuple(looked_up), defaults, self.name)
+
+
+def _miss(function: str, name: str) -> NoReturn:
+    raise TypeError(f"{function}() missing 1 required argument: {name!r}")
 
 
 def warn_user(message: str) -> None:
@@ -143,14 +175,18 @@ def _tuple(expressions: Iterable[str]) -> str:
     return "(" + "".join(f"{expression}, " for expression in expressions) + ")"
 
 
-def _heading(parameters: Sequence[inspect.Parameter], defaults: dict[str, Any]) -> str:
-    """The parameters as they are written in a `def`; defaults are put into `defaults`, under names of ours."""
+def _heading(parameters: Sequence[inspect.Parameter], provided: frozenset[str], defaults: dict[str, Any]) -> str:
+    """The parameters as they are written in a `def`; defaults are put into `defaults`, under names of ours.
+
+    What is provided need not be given. A parameter behind it, which Python would not let be without a default then, has `_REQUIRED`.
+    """
     written: list[str] = []
     kinds = [parameter.kind for parameter in parameters]
     for n, parameter in enumerate(parameters):
         text = _STARS.get(parameter.kind, "") + parameter.name
-        if parameter.default is not inspect.Parameter.empty:
-            defaults[f"_aura_default_{n}"] = parameter.default
+        default = _default(parameter, provided, optional=bool(defaults))
+        if default is not inspect.Parameter.empty:
+            defaults[f"_aura_default_{n}"] = default
             text += f"=_aura_default_{n}"
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY and "*" not in written and inspect.Parameter.VAR_POSITIONAL not in kinds:
             written.append("*")
@@ -160,11 +196,23 @@ def _heading(parameters: Sequence[inspect.Parameter], defaults: dict[str, Any]) 
     return ", ".join(written)
 
 
-def _compiled(name: str, heading: str, result: str, defaults: Mapping[str, Any], origin: str) -> Callable[..., tuple[Any, ...]]:
-    source = f"def {name}({heading}):\n    return {result}\n"
+def _default(parameter: inspect.Parameter, provided: frozenset[str], *, optional: bool) -> Any:
+    if parameter.default is not inspect.Parameter.empty:
+        return parameter.default
+    if parameter.name in provided:
+        return MISSING
+    is_positional = parameter.kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return _REQUIRED if is_positional and optional else inspect.Parameter.empty
+
+
+def _compiled(
+    name: str, heading: str, result: str, defaults: Mapping[str, Any], origin: str, required: Iterable[str] = ()
+) -> Callable[..., tuple[Any, ...]]:
+    checks = "".join(f"    if {each} is _aura_required: _aura_miss({each!r})\n" for each in required)
+    source = f"def {name}({heading}):\n{checks}    return {result}\n"
     file = f"<aiocache_aura {origin} {next(_numbers)}>"
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
-    scope: dict[str, Any] = dict(defaults)
+    scope: dict[str, Any] = {**defaults, "_aura_required": _REQUIRED, "_aura_miss": partial(_miss, origin)}
     exec(compile(source, file, "exec"), scope)  # noqa: S102 - of identifiers only
     generated: Callable[..., tuple[Any, ...]] = scope[name]
     return generated

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from aiocache_aura.codecs.serializers import Serializer
 from aiocache_aura.policy import CachePolicy, seconds
+from aiocache_aura.resilience.threads import settled
 from aiocache_aura.stats import Counts
 from aiocache_aura.types import MISSING, TTL
 
@@ -112,6 +114,19 @@ class Terms:
         stale = 0.0 if fresh else self.stale if max_stale is None else min(self.stale, seconds(max_stale))
         life, life_of = (self.life, self.life_of) if ttl is None else (seconds(ttl), None)
         return replace(self, fresh=fresh, stale=stale, life=life, life_of=life_of)
+
+
+async def fall_back(fallback: Any, error: Exception) -> Any:
+    """What a policy's `fallback` gives instead of the error, which is raised if there is none."""
+    if fallback is MISSING:
+        raise error
+    if not callable(fallback):
+        return fallback
+    try:
+        inspect.signature(fallback).bind(error)
+    except (TypeError, ValueError):
+        return await settled(fallback())
+    return await settled(fallback(error))
 
 
 def _bound(ttl: TTL | None) -> float | None:

@@ -7,9 +7,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Final, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypedDict, TypeVar
+from typing import Any, Final, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypedDict, TypeVar, cast
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class CacheTTL(enum.IntEnum):
@@ -74,12 +75,20 @@ class Call:
 
 
 class Uncached(Generic[T]):
-    """`return Uncached(value)` from a cached function: its callers get the value, and it is not stored."""
+    """`return Uncached(value)` from a cached function: its callers get the value, and it is not stored.
+
+    A function that is typed to return the value says `return Uncached.of(value)`, which type checkers take for the value.
+    """
 
     __slots__ = ("value",)
 
     def __init__(self, value: T) -> None:
         self.value = value
+
+    @staticmethod
+    def of(value: R) -> R:
+        """`Uncached(value)`, typed as what the callers of the cached function get."""
+        return cast("R", Uncached(value))
 
     def __repr__(self) -> str:
         return f"Uncached({self.value!r})"

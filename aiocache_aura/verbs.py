@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 from aiocache_aura.context import Id, id_text
 from aiocache_aura.desk import Who
 from aiocache_aura.generations import Addresses
-from aiocache_aura.namespace import CacheRegistry
 from aiocache_aura.policy import PolicyOverrides
+from aiocache_aura.registry import CacheRegistry
 from aiocache_aura.stores.base import Scopes
-from aiocache_aura.types import TTL
+from aiocache_aura.types import TTL, CacheEntry, Explanation
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -179,6 +179,22 @@ class KeyVerbs(ABC):
         """Remove entries; how many were stored. See `Cache.delete`."""
         return await self.caches[cache_type].delete(*keys, tenant=tenant, user=user)
 
+    @overload
+    async def entry(self, cache_type: str, key: str, *, tenant: Id | None = None, user: Id | None = None) -> CacheEntry[Any] | None: ...
+    @overload
+    async def entry(
+        self, cache_type: str, key: str, *, as_type: type[T], tenant: Id | None = None, user: Id | None = None
+    ) -> CacheEntry[T] | None: ...
+    async def entry(self, cache_type: str, key: str, **options: Any) -> CacheEntry[Any] | None:
+        """What is stored, fresh or stale, with its age; see `Cache.entry`."""
+        return await self.caches[cache_type].entry(key, **options)
+
+    async def explain(
+        self, cache_type: str, key: str, *, as_type: Any = None, tenant: Id | None = None, user: Id | None = None
+    ) -> Explanation:
+        """What is stored under a key, and why a read would be a hit, stale or a miss; see `Cache.explain`."""
+        return await self.caches[cache_type].explain(key, as_type=as_type, tenant=tenant, user=user)
+
     async def exists(self, cache_type: str, key: str, *, tenant: Id | None = None, user: Id | None = None) -> bool:
         """Whether a read would find it."""
         return await self.caches[cache_type].exists(key, tenant=tenant, user=user)
@@ -196,6 +212,7 @@ class Invalidations(ABC):
     """What clears by type, tenant, user or tag, at a cost that does not depend on the number of entries.
 
     They clear what they are told: the scope of the task does not count. Each says whether it was delivered, and never raises for the store.
+    With `keep_stale=True` what they clear stays as stale, for readers whose policy has `stale`.
     """
 
     @property
@@ -209,12 +226,14 @@ class Invalidations(ABC):
         """Names keys and scopes."""
 
     @abstractmethod
-    async def drop(self, scopes: Scopes, what: str) -> bool:
-        """Invalidate these generations; whether it was delivered."""
+    async def drop(self, scopes: Scopes, what: str, *, soft: bool = False) -> bool:
+        """Invalidate these generations, or, `soft`, leave their entries as stale; whether it was delivered."""
 
-    async def invalidate(self, cache_type: str, *, tenant: Who = None, user: Who = None, tags: Iterable[str] = ()) -> bool:
+    async def invalidate(
+        self, cache_type: str, *, tenant: Who = None, user: Who = None, tags: Iterable[str] = (), keep_stale: bool = False
+    ) -> bool:
         """Void the type's entries, or those of a tenant, a user, or with one of these tags; see `Cache.invalidate`."""
-        return await self.caches[cache_type].invalidate(tenant=tenant, user=user, tags=tags)
+        return await self.caches[cache_type].invalidate(tenant=tenant, user=user, tags=tags, keep_stale=keep_stale)
 
     async def invalidate_pattern(self, cache_type: str, pattern: str, *, tenant: Who = None, user: Who = None) -> int:
         """Remove the entries whose key matches a glob; how many there were. See `Cache.invalidate_pattern`."""
@@ -224,53 +243,57 @@ class Invalidations(ABC):
         """Void every entry of the type, and nobody else's; see `Cache.clear_namespace`."""
         return await self.caches[cache_type].clear_namespace(reclaim=reclaim)
 
-    async def invalidate_tenant(self, tenant: Id) -> bool:
+    async def invalidate_tenant(self, tenant: Id, *, keep_stale: bool = False) -> bool:
         """Void a tenant's entries of every type."""
-        return await self.drop(self.addresses.to_invalidate(None, tenants=[id_text(tenant, "tenant")]), "invalidate_tenant")
+        return await self.drop(
+            self.addresses.to_invalidate(None, tenants=[id_text(tenant, "tenant")]), "invalidate_tenant", soft=keep_stale
+        )
 
-    async def invalidate_user(self, user: Id) -> bool:
+    async def invalidate_user(self, user: Id, *, keep_stale: bool = False) -> bool:
         """Void a user's entries of every type: at log-out, or when rights change."""
-        return await self.drop(self.addresses.to_invalidate(None, users=[id_text(user, "user")]), "invalidate_user")
+        return await self.drop(self.addresses.to_invalidate(None, users=[id_text(user, "user")]), "invalidate_user", soft=keep_stale)
 
-    async def invalidate_tags(self, *tags: str) -> bool:
+    async def invalidate_tags(self, *tags: str, keep_stale: bool = False) -> bool:
         """Void the entries with any of these tags, whatever their type and tenant."""
-        return await self.drop(self.addresses.to_invalidate(None, tags=tags), "invalidate_tags") if tags else True
+        if not tags:
+            return True
+        return await self.drop(self.addresses.to_invalidate(None, tags=tags), "invalidate_tags", soft=keep_stale)
 
-    async def invalidate_menu(self, tenant: Who = None, *, user: Who = None) -> bool:
+    async def invalidate_menu(self, tenant: Who = None, *, user: Who = None, keep_stale: bool = False) -> bool:
         """Void menu items, categories, recipes: all, a tenant's, or a user's."""
-        return await self.invalidate("menu", tenant=tenant, user=user)
+        return await self.invalidate("menu", tenant=tenant, user=user, keep_stale=keep_stale)
 
-    async def invalidate_permissions(self, *, tenant: Who = None, user: Who = None) -> bool:
+    async def invalidate_permissions(self, *, tenant: Who = None, user: Who = None, keep_stale: bool = False) -> bool:
         """Void roles and permissions: all, a tenant's, or a user's. By keyword only: a 5 could be either."""
-        return await self.invalidate("permissions", tenant=tenant, user=user)
+        return await self.invalidate("permissions", tenant=tenant, user=user, keep_stale=keep_stale)
 
-    async def invalidate_settings(self, tenant: Who = None, *, user: Who = None) -> bool:
+    async def invalidate_settings(self, tenant: Who = None, *, user: Who = None, keep_stale: bool = False) -> bool:
         """Void configuration: all, a tenant's, or a user's."""
-        return await self.invalidate("settings", tenant=tenant, user=user)
+        return await self.invalidate("settings", tenant=tenant, user=user, keep_stale=keep_stale)
 
-    async def invalidate_analytics(self, tenant: Who = None, *, user: Who = None) -> bool:
+    async def invalidate_analytics(self, tenant: Who = None, *, user: Who = None, keep_stale: bool = False) -> bool:
         """Void reports, metrics, aggregates: all, a tenant's, or a user's."""
-        return await self.invalidate("analytics", tenant=tenant, user=user)
+        return await self.invalidate("analytics", tenant=tenant, user=user, keep_stale=keep_stale)
 
-    async def invalidate_api(self, tenant: Who = None, *, user: Who = None) -> bool:
+    async def invalidate_api(self, tenant: Who = None, *, user: Who = None, keep_stale: bool = False) -> bool:
         """Void API responses: all, a tenant's, or a user's."""
-        return await self.invalidate("api", tenant=tenant, user=user)
+        return await self.invalidate("api", tenant=tenant, user=user, keep_stale=keep_stale)
 
-    async def invalidate_search(self, tenant: Who = None, *, user: Who = None) -> bool:
+    async def invalidate_search(self, tenant: Who = None, *, user: Who = None, keep_stale: bool = False) -> bool:
         """Void search results: all, a tenant's, or a user's."""
-        return await self.invalidate("search", tenant=tenant, user=user)
+        return await self.invalidate("search", tenant=tenant, user=user, keep_stale=keep_stale)
 
-    async def invalidate_reports(self, tenant: Who = None, *, user: Who = None) -> bool:
+    async def invalidate_reports(self, tenant: Who = None, *, user: Who = None, keep_stale: bool = False) -> bool:
         """Void generated reports: all, a tenant's, or a user's."""
-        return await self.invalidate("reports", tenant=tenant, user=user)
+        return await self.invalidate("reports", tenant=tenant, user=user, keep_stale=keep_stale)
 
-    async def invalidate_static(self, tenant: Who = None, *, user: Who = None) -> bool:
+    async def invalidate_static(self, tenant: Who = None, *, user: Who = None, keep_stale: bool = False) -> bool:
         """Void static content: all, a tenant's, or a user's."""
-        return await self.invalidate("static", tenant=tenant, user=user)
+        return await self.invalidate("static", tenant=tenant, user=user, keep_stale=keep_stale)
 
-    async def invalidate_test(self, tenant: Who = None, *, user: Who = None) -> bool:
+    async def invalidate_test(self, tenant: Who = None, *, user: Who = None, keep_stale: bool = False) -> bool:
         """Void what tests cached: all, a tenant's, or a user's."""
-        return await self.invalidate("test", tenant=tenant, user=user)
+        return await self.invalidate("test", tenant=tenant, user=user, keep_stale=keep_stale)
 
     if not TYPE_CHECKING:  # a typed one would let every misspelt verb pass
 

@@ -8,6 +8,7 @@ other): a token that was missing then could not tell. At worst the value is not 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -38,7 +39,7 @@ class Writes(Entries):
 
     def __init__(self, port: Port, addresses: Addresses, clock: Clock, *, budget: float, tick: Tick, log_keys: bool = False) -> None:
         super().__init__(port, addresses, clock, budget=budget, tick=tick, log_keys=log_keys)
-        self._missed: dict[bytes, _Miss] = {}
+        self._missed: dict[tuple[bytes, int], _Miss] = {}  # by key and task; 0 is the key's last, whoever missed it
         self._dropped: dict[bytes, int] = {}  # when, by the tick, this process last invalidated a scope
         self._dropped_until = -1  # the latest of what is no longer in there
 
@@ -85,13 +86,22 @@ class Writes(Entries):
         return prints
 
     def _remember_miss(self, address: Address, tokens: Tokens, began: int) -> None:
-        if len(self._missed) >= REMEMBERED:
+        miss = _Miss(began, tokens, self._monotonic())
+        for place in ((address.key, _this_task()), (address.key, 0)):
+            self._missed.pop(place, None)
+            self._missed[place] = miss
+        while len(self._missed) > 2 * REMEMBERED:
             del self._missed[next(iter(self._missed))]
-        self._missed[address.key] = _Miss(began, tokens, self._monotonic())
 
     def _recall(self, address: Address) -> _Miss:
-        """This process's miss of the key, where it is recent; else as if it had been missed now, and nothing had been seen."""
-        now, miss = self._monotonic(), self._missed.pop(address.key, None)
+        """This task's miss of the key, or else the process's last, if recent; else as if it had been missed now, and nothing had been seen.
+
+        A younger miss of another task must not vouch for an older value (own_writes: last_miss_of_the_key).
+        """
+        now, last = self._monotonic(), self._missed.get((address.key, 0))
+        miss = self._missed.pop((address.key, _this_task()), last)
+        if miss is last:
+            self._missed.pop((address.key, 0), None)
         return _Miss(self._tick.now, Tokens({}), now) if miss is None or now - miss.when >= REMEMBER_FOR else miss
 
     def _was_dropped(self, address: Address, since: int) -> bool:
@@ -189,6 +199,11 @@ class Writes(Entries):
             self.flights.close_where(lambda flight: matches(flight.key))
         log.debug("invalidated %d entries of %s by a pattern", gone, cache_type)
         return gone
+
+
+def _this_task() -> int:
+    """The current task; one that has its number after it has ended is judged by an older miss, which is safe."""
+    return id(asyncio.current_task())
 
 
 def _among(wanted: str | None, found: str | None) -> bool:

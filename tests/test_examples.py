@@ -90,3 +90,11 @@ def test_orm_rows_are_stored_as_models() -> None:
     """`returns=` makes models of rows for every caller; the entry is read without a session, and goes with the update."""
     dish = "DishOut(id=1, name='Margherita', price=Decimal('12.50'))"
     assert output("05_sqlalchemy") == [f"[{dish}] True (2, 1)", "13.00 (2, 2)"]
+
+
+def test_a_reader_before_the_commit_keeps_nothing_old() -> None:
+    """What it loads between invalidation and commit stays without `deferred()`, and is gone with it."""
+    assert output("06_transactions") == [
+        "without deferred() - cached: 10 in the database: 12",
+        "with deferred() - cached: 14 in the database: 14",
+    ]

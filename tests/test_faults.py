@@ -587,7 +587,7 @@ async def test_s8_our_connections_are_killed(one: tuple[Server, CacheManager, Wo
 ACLS = {
     "no admin": "+@all -@admin -@dangerous -script -info -client -config",
     "no scripts loaded": "+@all -script",
-    "what is used": "+get +mget +set +getex +del +unlink +pttl +persist +pexpire +exists +getrange +evalsha +script|load +scan +hello",
+    "what is used": "+get +mget +set +setrange +del +unlink +pttl +persist +pexpire +exists +getrange +evalsha +script|load +scan +hello",
 }
 
 

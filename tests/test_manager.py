@@ -101,17 +101,13 @@ class TestOptions:
             CacheManager("http://ann:secret@localhost")
         assert "secret" not in str(caught.value)
 
-    @pytest.mark.parametrize("name", ["deferred", "explain", "events"])
+    @pytest.mark.parametrize("name", ["events"])
     def test_what_a_later_issue_builds_does_not_exist(self, name):
         assert not hasattr(CacheManager(), name)
 
-    async def test_keep_stale_is_no_option_yet(self, manager):
-        with pytest.raises(TypeError, match="keep_stale"):
-            await manager.invalidate("menu", keep_stale=True)
-
     async def test_policy_options_that_are_not_here_yet_are_refused(self, manager):
-        with pytest.raises(ConfigurationError, match="stale"):
-            await manager.set("menu", "a", 1, stale=5)
+        with pytest.raises(ConfigurationError, match="encrypt"):
+            await manager.set("menu", "a", 1, encrypt=True)
 
 
 class TestConfigure:

@@ -732,7 +732,7 @@ async def test_the_memo_is_bounded_and_forgets_nothing_that_counts(manager, monk
     sizes = set()
     for number in order:
         assert await of(number) == str(number)
-        sizes.add(len(of.cache_key.__self__._core._state.memo))
+        sizes.add(len(of.cache_key.__self__._core.state.memo))
     assert of.cache_info()[:2] == (18, 9)
     assert sizes == set(range(1, 9))
 

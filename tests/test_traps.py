@@ -365,6 +365,28 @@ async def test_v6_an_invalidation_by_the_same_process_voids_a_set_that_its_miss_
     assert await ours.engine.get(KEY, TERMS) == 2
 
 
+async def test_v6_a_later_miss_of_another_task_does_not_vouch_for_an_older_value(fleet: Fleet) -> None:
+    """Two tasks miss, an invalidation between them: the first one's value is void, the second one's is stored."""
+    ours = fleet.process()
+    go_on, missed = asyncio.Event(), asyncio.Queue[int]()
+
+    async def by_hand(version: int) -> bool:
+        assert await ours.engine.get(KEY, TERMS) is MISSING
+        missed.put_nowait(version)
+        await go_on.wait()
+        return await ours.engine.set([(KEY, version)], TERMS)
+
+    first = ours.start(by_hand(1))
+    await soon(missed.get())
+    assert await ours.invalidate_type()
+    second = ours.start(by_hand(2))
+    await soon(missed.get())
+    go_on.set()
+    assert await soon(first) is False
+    assert await soon(second) is True
+    assert await ours.engine.get(KEY, TERMS) == 2
+
+
 async def test_v6_more_invalidations_than_are_remembered_void_rather_than_pass(fleet: Fleet) -> None:
     """The memory of own invalidations is bounded; a miss from before what was forgotten counts as invalidated."""
     ours = fleet.process()

@@ -419,6 +419,9 @@ class ListeningLane(MultiplexedLane):
 
     def check(self, timeout: float) -> None:
         if not self._is_checking and self._loop.time() >= self._refused_until:
+            if self._refused_until:  # over this connection, and it is asked but once
+                self._refused_until = 0.0
+                self.hang_up()
             self._is_checking = True
             self.put([("PING",)], CallHandler(self._checked), timeout=timeout, repeatable=True, patient=True)
 

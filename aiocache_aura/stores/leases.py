@@ -67,7 +67,7 @@ from aiocache_aura.stores.scripts import ACQUIRE, END, FILL_LEASED, LEASE_BYTES,
 
 LEASE: Final = 3.0
 RENEWED_AT_ONCE: Final = 500
-_TOKEN, _ATTEMPT, _CHAIN = slice(1, 17), slice(55, 56), slice(56, 72)
+_TOKEN, _ATTEMPT, _CHAIN = slice(1, 17), slice(40, 41), slice(41, 57)
 _MARK_ATTEMPTS, _MARK_CHAIN = slice(1, 2), slice(2, 18)
 
 
@@ -122,7 +122,8 @@ class RedisLeases:
     def _ask(self, want: Want, token: bytes, scopes: Sequence[bytes]) -> Command:
         mode = "force" if want.force else "content" if want.content else ""
         front = b"" if want.seen is None else want.seen[FRONT]
-        lives, fresh = token_lives(want.life), (os.urandom(TOKEN_BYTES) for _ in scopes)
+        lives, random = token_lives(want.life), os.urandom(TOKEN_BYTES * len(scopes))
+        fresh = (random[n : n + TOKEN_BYTES] for n in range(0, len(random), TOKEN_BYTES))
         keys = (want.key, self._place(want.key), *scopes)
         return ACQUIRE.run(keys, *lives, front, token, _set_of(scopes), want.chain, life_ms(LEASE), mode, *fresh)
 

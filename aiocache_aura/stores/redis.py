@@ -1,7 +1,8 @@
 """The Redis store: lookups that share round trips, and writes that void what has to be void before they return.
 
-What a call costs, in round trips and server commands: a hit one MGET, shared by all lookups of its tick; a miss SET, GETEX and one script
-before the load, one script and one MGET after it, one round trip each.
+What a call costs, in round trips and server commands: a hit one MGET, shared by all lookups of its tick; a miss one script for
+the lease (without leases: one for the permit and one for the generations) before the load, one script and one MGET after it, in one round
+trip each.
 
 Invariants
 - A lookup is answered by a request that was written after it began (M1), and by one that carries its key and all its scopes.
@@ -26,7 +27,7 @@ from aiocache_aura.stores.base import HARD_BYTES, TOKEN_BYTES, Claim, Command, F
 from aiocache_aura.stores.leases import RedisLeases
 from aiocache_aura.stores.replies import STRINGS, refused
 from aiocache_aura.stores.requests import Writes
-from aiocache_aura.stores.scripts import EXPIRE, FILL, PLANT, SOFTEN, STORE_IF, life_ms, token_lives
+from aiocache_aura.stores.scripts import EXPIRE, FILL, PERMIT, PLANT, SOFTEN, STORE_IF, life_ms, token_lives
 
 Found: TypeAlias = tuple[bytes | None, Tokens]
 T = TypeVar("T")
@@ -206,19 +207,15 @@ class RedisPort:
     async def claim(
         self, keys: Sequence[tuple[bytes, Scopes]], *, life: float | None, timeout: float, within: float | None = None
     ) -> list[Claim]:
-        commands: list[Command] = []
         permit_life = life_ms(max(within or 0.0, self._permit_life))
-        for key, _ in keys:
-            permit = self._permit(key)
-            commands.append(("SET", permit, os.urandom(TOKEN_BYTES), "NX", "PX", permit_life))
-            commands.append(("GETEX", permit, "PX", permit_life))
+        commands = [PERMIT.run((self._permit(key),), os.urandom(TOKEN_BYTES), permit_life) for key, _ in keys]
         scopes = list(dict.fromkeys(scope for _, scopes in keys for scope in scopes))
         commands.extend(_plant(scopes, life))
         if not commands:
             return []
         replies = await self._writes.run(commands, timeout=timeout)
-        tokens = _tokens(scopes, replies[2 * len(keys) :])
-        return [Claim(permit or b"", tokens) for permit in replies[1 : 2 * len(keys) : 2]]  # b"": evicted at once, and equal to none
+        tokens = _tokens(scopes, replies[len(keys) :])
+        return [Claim(permit, tokens) for permit in replies[: len(keys)]]
 
     async def generations(self, scopes: Scopes, *, life: float | None, timeout: float) -> Tokens:
         wanted = list(dict.fromkeys(scopes))

@@ -15,7 +15,7 @@ from redis.exceptions import (
 
 from aiocache_aura.errors import BackendError
 from aiocache_aura.stores.base import Command
-from aiocache_aura.stores.scripts import ACQUIRE, BY_SHA1, PLANT, RENEW
+from aiocache_aura.stores.scripts import ACQUIRE, BY_SHA1, PERMIT, PLANT, RENEW
 
 _ADVICE: Final = {
     "NOAUTH": "put a user and password into the URL",
@@ -33,7 +33,7 @@ _ADVICE: Final = {
     "WRONGTYPE": "another program writes to this prefix: give each application its own",
 }
 _SHOWN: Final = 200
-_PLANT, _ACQUIRE, _RENEW = ((script.sha1, script.source) for script in (PLANT, ACQUIRE, RENEW))
+_PERMIT, _PLANT, _ACQUIRE, _RENEW = ((script.sha1, script.source) for script in (PERMIT, PLANT, ACQUIRE, RENEW))
 _STANDINGS: Final[dict[object, tuple[type, ...]]] = {
     b"leased": (bytes,),
     b"found": (bytes,),
@@ -84,10 +84,12 @@ def is_answer(command: Command, reply: object) -> bool:
     if isinstance(reply, Exception):
         return True
     match command[0]:
-        case "SET" | "GETEX" | "SCRIPT":
+        case "SET" | "SCRIPT":
             return reply is None or isinstance(reply, bytes)
         case "MGET":
             return isinstance(reply, list) and len(reply) == len(command) - 1 and STRINGS.issuperset(map(type, reply))
+        case "EVALSHA" | "EVAL" if command[1] in _PERMIT:
+            return isinstance(reply, bytes)
         case "EVALSHA" | "EVAL" if command[1] in _PLANT:
             return isinstance(reply, list) and len(reply) == command[2] and all(isinstance(one, bytes) for one in reply)
         case "EVALSHA" | "EVAL" if command[1] in _ACQUIRE:

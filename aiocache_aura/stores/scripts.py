@@ -106,6 +106,27 @@ end
 """
 _SET = _PUT + "return 1\n"
 
+PERMIT: Final = Script(
+    "PERMIT",
+    # KEYS permit. ARGV a fresh one, PX. Who loads at the same time shares it, until the last may fill. A lease is as good, and its time is
+    # its holder's; the mark of one that has ended is not (see below).
+    """
+local there = redis.pcall('GET', KEYS[1])
+if type(there) == 'string' then
+  if #there == 16 then
+    if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[2]) then
+      redis.call('PEXPIRE', KEYS[1], ARGV[2])
+    end
+    return there
+  elseif #there == 58 and string.sub(there, 1, 1) == 'L' then
+    return there
+  end
+end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return ARGV[1]
+""",
+)
+
 FILL: Final = Script(
     "FILL",
     # KEYS value, permit. ARGV permit, raw, life. The permit stays: whoever shares it may fill too, until something voids it (M9).
@@ -145,27 +166,26 @@ EXPIRE: Final = Script(
 
 # Leases: what the permit's key holds while one process loads for all (M9). The byte that says that somebody follows comes last, so that
 # "still mine" compares what stands before it. A permit has 16 bytes, and so is none of these:
-#   lease     L token(16) set of scopes(8) digest(30) attempt(1) chain(16) followed(1)
+#   lease     L token(16) set of scopes(8) digest(15) attempt(1) chain(16) followed(1)
 #   failure   F attempts(1) chain(16) milliseconds of its life that are left when its pause is over(15) reason
 #   alone     A chain(16)
 
-LEASE_BYTES: Final = 72  # that are compared
+LEASE_BYTES: Final = 57  # that are compared
 MARK_BYTES: Final = 33  # before the reason
 
 ACQUIRE: Final = Script(
     "ACQUIRE",
     # KEYS value, lease, scopes. ARGV one life, two lives, how the value seen began, token, set, chain, PX, "force" "content" or "", then a
     # fresh token for each scope. An answer is its kind, the scopes' tokens, and what the kind has to say (M6, M12, M14, M15).
-    # The digest is a sum of random numbers, one of hard halves and one of soft ones: any change of any token changes it.
+    # The digest is the sum of what is in the soft halves, which every invalidation replaces: any change of any token changes it.
     _PLANTED
     + """
 local seen, token, set, asked, px, mode = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8]
-local found, tokens, hard, soft = redis.call('MGET', unpack(KEYS, 2)), {}, 0, 0
+local found, tokens, sum = redis.call('MGET', unpack(KEYS, 2)), {}, 0
 for i = 3, #KEYS do
   local scope = planted(KEYS[i], found[i - 1], ARGV[i + 6])
-  local a, b, c, d, e, f, _, _, g, h, j, k, l, m = string.byte(scope, 1, 14)
-  hard = (hard + ((((a * 256 + b) * 256 + c) * 256 + d) * 256 + e) * 256 + f) % 281474976710656
-  soft = (soft + ((((g * 256 + h) * 256 + j) * 256 + k) * 256 + l) * 256 + m) % 281474976710656
+  local a, b, c, d, e, f = string.byte(scope, 9, 14)
+  sum = (sum + ((((a * 256 + b) * 256 + c) * 256 + d) * 256 + e) * 256 + f) % 281474976710656
   tokens[i - 2] = scope
 end
 if mode ~= 'force' then
@@ -174,18 +194,18 @@ if mode ~= 'force' then
     return {'found', tokens, redis.call('GET', KEYS[1])}
   end
 end
-local digest = string.format('%015.0f%015.0f', hard, soft)
+local digest = string.format('%015.0f', sum)
 local attempt, chain, followed, there = '1', token, '0', found[1] or ''
 if #there > 16 then
   local kind, left = string.sub(there, 1, 1), redis.call('PTTL', KEYS[2])
-  if kind == 'L' and #there == 73 and left > 0 then
-    followed = string.sub(there, 73)
-    local doomed = string.sub(there, 18, 25) == set and string.sub(there, 26, 55) ~= digest
+  if kind == 'L' and #there == 58 and left > 0 then
+    followed = string.sub(there, 58)
+    local doomed = string.sub(there, 18, 25) == set and string.sub(there, 26, 40) ~= digest
     if mode ~= 'force' and not doomed then
       if followed ~= '1' then
-        redis.call('SETRANGE', KEYS[2], 72, '1')
+        redis.pcall('SETRANGE', KEYS[2], 57, '1')
       end
-      return {'held', tokens, string.sub(there, 57, 72), left}
+      return {'held', tokens, string.sub(there, 42, 57), left}
     end
   elseif mode ~= 'force' and kind == 'F' and #there >= 33 and left > 0 then
     local pause = math.max(left - (tonumber(string.sub(there, 19, 33)) or left), 0)
@@ -218,7 +238,7 @@ FILL_LEASED: Final = Script(
     _WOKEN
     + """
 local lease = redis.pcall('GET', KEYS[2])
-if type(lease) ~= 'string' or #lease ~= 73 or string.sub(lease, 1, 72) ~= ARGV[1] then
+if type(lease) ~= 'string' or #lease ~= 58 or string.sub(lease, 1, 57) ~= ARGV[1] then
   if redis.pcall('GETRANGE', KEYS[1], 0, 14) == string.sub(ARGV[2], 1, 15) then
     return 1
   end
@@ -229,7 +249,7 @@ end
     + _PUT
     + """
 redis.call('DEL', KEYS[2])
-if string.sub(lease, 73) == '1' then
+if string.sub(lease, 58) == '1' then
   wake(ARGV[4], KEYS[1])
 end
 return 1
@@ -243,7 +263,7 @@ END: Final = Script(
     _WOKEN
     + """
 local lease = redis.pcall('GET', KEYS[1])
-if type(lease) ~= 'string' or #lease ~= 73 or string.sub(lease, 1, #ARGV[1]) ~= ARGV[1] then
+if type(lease) ~= 'string' or #lease ~= 58 or string.sub(lease, 1, #ARGV[1]) ~= ARGV[1] then
   if ARGV[6] == 'all' then
     wake(ARGV[2], ARGV[3])
   end
@@ -253,7 +273,7 @@ redis.call('DEL', KEYS[1])
 if ARGV[4] ~= '' then
   redis.pcall('SET', KEYS[1], ARGV[4], 'PX', ARGV[5])
 end
-if string.sub(lease, 73) == '1' then
+if string.sub(lease, 58) == '1' then
   wake(ARGV[2], ARGV[3])
 end
 return 1
@@ -267,7 +287,7 @@ RENEW: Final = Script(
 local there, held = redis.call('MGET', unpack(KEYS)), {}
 for i, key in ipairs(KEYS) do
   held[i] = 0
-  if there[i] and string.sub(there[i], 1, 72) == ARGV[i + 1] then
+  if there[i] and string.sub(there[i], 1, 57) == ARGV[i + 1] then
     held[i] = redis.call('PEXPIRE', key, ARGV[1])
   end
 end
@@ -275,6 +295,6 @@ return held
 """,
 )
 
-SCRIPTS: Final = (PLANT, SOFTEN, FILL, STORE_IF, EXPIRE, ACQUIRE, FILL_LEASED, END, RENEW)
+SCRIPTS: Final = (PLANT, SOFTEN, PERMIT, FILL, STORE_IF, EXPIRE, ACQUIRE, FILL_LEASED, END, RENEW)
 LOAD_ALL: Final = tuple(script.load() for script in SCRIPTS)
 BY_SHA1: Final = {script.sha1: script for script in SCRIPTS}

@@ -110,7 +110,7 @@ SAID: dict[str, tuple[Callable[[CacheManager], Any], type[CacheError], list[str]
     "recursion": (_recursive, RecursiveLoadError, ["key that it is loading", "__wrapped__"]),
     "ttl": (lambda m: m.set("menu", "a", 1, ttl="5 minutes"), ConfigurationError, ["'5 minutes'", "'5m'"]),
     "endless ttl": (lambda m: m.set("menu", "a", 1, ttl=float("inf")), ConfigurationError, ["inf", "ttl=FOREVER"]),
-    "later option": (lambda m: m.set("menu", "a", 1, stale=5), ConfigurationError, ["stale=5", "not in this version"]),
+    "later option": (lambda m: m.set("menu", "a", 1, encrypt=True), ConfigurationError, ["encrypt=True", "not in this version"]),
 }
 
 

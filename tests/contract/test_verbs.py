@@ -537,21 +537,6 @@ class TestRefusals:
     async def test_options_that_are_unknown_or_not_built_yet(self, way, use):
         """Refused and never ignored; one that says what is so anyway passes."""
         given = {
-            "stale": 5,
-            "stale_on": (KeyError,),
-            "soft_timeout": 1,
-            "hard_timeout": 1,
-            "load_deadline": 5,
-            "keep_loading": True,
-            "throttle": 5,
-            "early_refresh": True,
-            "sliding": True,
-            "cache_none": True,
-            "negative_ttl": 5,
-            "cache_errors": (KeyError,),
-            "store_if": bool,
-            "fallback": None,
-            "lease": True,
             "l1": True,
             "l1_ttl": 5,
             "l1_bytes": 5,
@@ -570,7 +555,7 @@ class TestRefusals:
                 with pytest.raises(TypeError, match=unknown):
                     await use(menu, **{unknown: 5})
             assert await menu.get("a") is None
-            await use(menu, sliding=False, stale=0, lease=False, encrypt=False)
+            await use(menu, sliding=False, stale=0, lease=False, l1=False, encrypt=False)
             assert await menu.exists("a") is True
 
     @pytest.mark.parametrize(

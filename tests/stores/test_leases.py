@@ -219,13 +219,13 @@ async def test_the_life_of_tokens(fleet: Fleet) -> None:
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("which", [0, 1, 2])
 async def test_a_doomed_holder_is_overtaken(fleet: Fleet, which: int, soft: bool) -> None:
-    """A lease whose holder has read other generations than there are now is taken, whichever of them changed and by which half (M15)."""
+    """A lease whose holder has read other generations than there are now is taken, whichever changed, and by which half (M15)."""
     one, two, scopes = fleet.process(), fleet.process(), tuple(fleet.scope(name) for name in "abc")
     old = await one.take(*scopes)
     await two.held(*scopes)
     await two.held(*reversed(scopes))
     await one.port.invalidate([scopes[which]], timeout=SOON, soft=soft)
-    new = await two.take(*scopes)
+    new = await two.take(*reversed(scopes))
     assert new.tokens.fingerprint(scopes) != old.tokens.fingerprint(scopes)
     await one.held(*scopes)
     assert not await one.fill(old, OLD)
@@ -263,7 +263,7 @@ async def test_no_scopes(fleet: Fleet) -> None:
 
 # Acquire: what is in the lease's place
 
-WHOLE = b"L" + bytes(71) + b"0"
+WHOLE = b"L" + bytes(scripts.LEASE_BYTES - 1) + b"0"
 JUNK = {
     "empty": b"",
     "short": b"L",
@@ -319,10 +319,29 @@ async def test_a_permit_and_a_lease(fleet: Fleet) -> None:
     (permit,) = await one.port.claim([(one.key, ())], life=60.0, timeout=SOON)
     claim = await one.take()
     assert not await one.fill(permit, OLD)
-    (later,) = await one.port.claim([(one.key, ())], life=60.0, timeout=SOON)
+    (later,) = await one.port.claim([(one.key, ())], life=60.0, timeout=SOON, within=3600.0)
+    assert 0 < fleet.run("PTTL", fleet.place) <= 3000  # whoever follows it waits no longer for a holder that died
     assert await one.fill(later, OLD)
     assert await one.fill(claim)
     assert not await one.fill(later, OLD)
+
+
+async def test_a_permit_and_a_mark(fleet: Fleet) -> None:
+    """A load without a lease goes past the mark of one that failed or had nothing to share, and past what is none: it may fill."""
+    one = fleet.process()
+    for end in ("fail", "leave_alone"):
+        await _end(one, await one.take(force=True), end)
+        (permit,) = await one.port.claim([(one.key, ())], life=60.0, timeout=SOON)
+        assert len(permit.permit) == 16
+        assert await one.fill(permit, OLD)
+    for junk in (b"", WHOLE[:-1], b"X" + WHOLE[1:]):
+        fleet.run("SET", fleet.place, junk)
+        (permit,) = await one.port.claim([(one.key, ())], life=60.0, timeout=SOON)
+        assert await one.fill(permit, OLD)
+    fleet.run("DEL", fleet.place)
+    fleet.run("RPUSH", fleet.place, "x")
+    (permit,) = await one.port.claim([(one.key, ())], life=60.0, timeout=SOON)
+    assert await one.fill(permit, OLD)
 
 
 # Failures, and nothing to share
@@ -491,7 +510,7 @@ async def _end(process: Process, claim: Claim, end: str) -> bool:
     return False
 
 
-@pytest.mark.parametrize("permit", [b"", b"L", os.urandom(16), b"L" * 16, bytes(scripts.LEASE_BYTES)])
+@pytest.mark.parametrize("permit", [b"", b"L", bytes(range(16)), b"L" * 16, bytes(scripts.LEASE_BYTES)])
 async def test_what_is_no_lease_fills_nothing(fleet: Fleet, permit: bytes) -> None:
     """A leased fill without the lease is refused, and ends nothing, whatever it brings."""
     one = fleet.process()
@@ -596,6 +615,7 @@ async def test_leases_are_renewed_while_they_are_held(fleet: Fleet) -> None:
     while fleet.run("PTTL", fleet.place) <= 2000:
         await asyncio.sleep(0.05)
         assert time.monotonic() - before < SOON
+    await one.settle()
     assert repr(one.leases).startswith("<RedisLeases 2 held")
     assert await one.fill(kept)
     one.leases.release(one.key + b"2", other.permit)
@@ -961,8 +981,9 @@ async def test_one_subscription_for_a_process(served: Fleet) -> None:
     assert repr(one.leases.followers) == "<Followers of 0 keys, 0 waiting, era 1>"
 
 
-async def test_before_the_subscription_is_there(served: Fleet) -> None:
+async def test_before_the_subscription_is_there(served: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first wait ends as soon as the subscription is confirmed, for a wake-up may have been missed; the next is a real one."""
+    monkeypatch.setattr(followers_module, "POLL", 60.0)
     one, two = served.process(), served.process()
     claim = await one.take()
     follower = two.leases.follow(two.key)
@@ -982,8 +1003,10 @@ async def test_before_the_subscription_is_there(served: Fleet) -> None:
 
 
 @pytest.mark.usefixtures("one_connection_each")
-async def test_a_lost_subscription(served: Fleet) -> None:
-    """When the connection is lost all who wait ask again; it comes back by itself, and then wakes them as before."""
+async def test_a_lost_subscription(served: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the connection is lost all who wait ask again; it comes back at once, by itself, and then wakes them as before."""
+    monkeypatch.setattr(followers_module, "CHECK", 60.0)
+    monkeypatch.setattr(followers_module, "POLL", 60.0)
     one, two = served.process(), served.process()
     followers = [await listening(two, b"%d" % n) for n in range(3)]
     idle = await listening(two)
@@ -1125,6 +1148,30 @@ async def test_a_user_with_few_rights(
     await fleet.aclose()
 
 
+async def test_a_right_that_is_given_later(own_server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that refused the subscription is asked again after a while, and the waits are real ones from then on."""
+    monkeypatch.setattr(followers_module, "POLL", 0.02)
+    monkeypatch.setattr(lanes, "REFUSED_FOR", 0.1)
+    server = own_server()
+    fleet = over_lanes(server)
+    fleet.run("ACL", "SETUSER", "app", "on", ">pw", "~*", "resetchannels", "+@all")
+    one = fleet.process(LaneLink(Endpoint.from_url(server.url.replace("//", "//app:pw@"))))
+    follower = one.leases.follow(one.key)
+    for _ in range(20):
+        await steps.soon(follower.wait(60.0))
+        assert not follower.era
+    fleet.run("ACL", "SETUSER", "app", "allchannels")
+    async with asyncio.timeout(SOON):
+        while not follower.era:
+            await follower.wait(60.0)
+    waiting = asyncio.ensure_future(follower.wait(60.0))
+    await steps.settled()
+    fleet.run("PUBLISH", fleet.channel, one.key)
+    await steps.soon(waiting)
+    follower.close()
+    await fleet.aclose()
+
+
 async def test_closing_wakes_who_waits(fleet: Fleet) -> None:
     """A port that is closed lets everybody who waits go on at once, and lets nobody wait any more."""
     one = fleet.process()
@@ -1135,6 +1182,27 @@ async def test_closing_wakes_who_waits(fleet: Fleet) -> None:
     await asyncio.wait_for(asyncio.gather(*waits), 0.5)
     await steps.soon(followers[0].wait(60.0))
     assert one.leases.followers._timer is None
+
+
+def test_forgetting(valkey: Server) -> None:
+    """The leases of a loop that was closed are forgotten with their connections, the subscription's among them, without a word."""
+    loop, fleet = asyncio.new_event_loop(), over_lanes(valkey)
+
+    async def use() -> Process:
+        one = fleet.process()
+        await listening(one)
+        await one.take()
+        return one
+
+    one = loop.run_until_complete(use())
+    before = len(subscribers(fleet))
+    loop.close()
+    one.port.forget()
+    assert repr(one.leases).startswith("<RedisLeases 0 held, <Followers of 0 keys, 0 waiting")
+    deadline = time.monotonic() + SOON
+    while len(subscribers(fleet)) == before:
+        assert time.monotonic() < deadline
+    assert fleet.run("EXISTS", fleet.place) == 1  # until its time is up
 
 
 async def test_a_follower_that_is_cancelled(served: Fleet) -> None:

@@ -523,6 +523,11 @@ async def writing() -> None:
     with manager.disabled(), manager.bypass(), tenant_scope(7), user_scope("5"), tenant_scope(UUID(int=7)):  # 110
         assert_type(current_tenant(), str | None)
         assert_type(current_user(), str | None)
+    async with manager.deferred():  # what is invalidated inside goes out when the block has ended well
+        assert_type(await manager.invalidate_menu(1), bool)
+    later: AbstractAsyncContextManager[None] = manager.deferred()
+    async with later as nothing:
+        assert_type(nothing, None)
     assert_type(manager.stats()["menu"], dict[str, Any])
 
 

@@ -151,6 +151,9 @@ async def managers() -> None:
     await manager.invalidate_tenant(None)  # wrong: nobody
     manager.invalidate_menu(1)  # wrong: not awaited
     manager.register("orders", ttl=5)  # wrong: a policy
+    with manager.deferred():  # wrong: async with
+        pass
+    manager.deferred(cache_type="menu")  # wrong: it holds everything of its manager
     with tenant_scope(None):  # wrong: nobody
         pass
     with user_scope(1.5):  # wrong: not an id
