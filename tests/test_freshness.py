@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from aiocache_aura.codecs.envelope import Entry
 from aiocache_aura.errors import LoadTimeoutError
-from aiocache_aura.freshness import FLOOR, Standing, is_due, is_used, standing, stands_in_for
+from aiocache_aura.freshness import EARLIEST, EARLY, Standing, is_due, is_used, standing, stands_in_for
 from aiocache_aura.resilience.single_flight import MOST_BEHIND
 from aiocache_aura.stats import Counts
 from aiocache_aura.terms import UNKNOWN_LIFE, Terms
@@ -117,12 +117,12 @@ class TestStanding:
 class TestIsDue:
     @given(st.floats(0, 1, exclude_max=True), st.floats(0.1, 1e5), st.floats(0, 1e3), st.floats(0.01, 10), st.floats(0, 2))
     def test_the_throw_decides(self, throw: float, ttl: float, cost: float, factor: float, age: float) -> None:
-        """Due exactly if what is left is at most the cost times the factor times -ln of the throw, and always past the end."""
+        """Due exactly if what is left is at most the cost and the throw, which is bounded, times the factor; always past the end."""
         one, now = entry(ttl=ttl, cost=cost), 1000.0 + age * ttl
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(random, "random", lambda: throw)
             due = is_due(one, now, factor)
-            assert due == (one.left(now) <= -math.log(1.0 - throw) * factor * max(cost, FLOOR * ttl))
+            assert due == (one.left(now) <= factor * (cost + min(-math.log(1.0 - throw) * EARLY, EARLIEST) * ttl))
             assert due or one.left(now) > 0
             assert not due or is_due(one, now + ttl / 10, factor)
             assert not due or is_due(one, now, factor * 2)
@@ -141,7 +141,7 @@ class TestIsDue:
                 refreshed.append(next((n for n in range(100) if is_due(one, 1000.0 + n, 1.0)), None))
         in_time = [n for n in refreshed if n is not None]
         assert len(in_time) >= 0.95 * len(refreshed)
-        assert sum(in_time) / len(in_time) >= 85
+        assert min(in_time) >= 100 * (1 - EARLIEST)
 
 
 @pytest.mark.parametrize(
