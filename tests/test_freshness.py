@@ -334,7 +334,7 @@ async def test_p2_patience_is_for_all_of_a_read(ours: Process, fleet: Fleet, clo
 
 async def test_p2_a_batch_that_gives_up_leaves_what_failed_meanwhile(ours: Process) -> None:
     """A batch waits for one key when another's load fails: its time is up, and nobody complains of that failure."""
-    source, failing, how = Source(held=True), Source(held=True), stale_terms(hard=0.05)
+    source, failing, how = Source(held=True), Source(held=True), stale_terms(hard=0.3)
     singles = [ours.read(source, KEY, replace(how, hard=None))]
     load = await source.begun()
     ours.port.hold("claim")
