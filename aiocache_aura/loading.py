@@ -265,7 +265,7 @@ class Loading(Looking):
             if leases is None or claim is None or not claim.leased:
                 continue
             if failed:
-                leases.fail(address.key, claim.permit, failures.encode(error) or failures.named(error), throttle=terms.throttle)
+                leases.fail(address.key, claim.permit, failures.told_of(error), throttle=terms.throttle)
             else:
                 leases.release(address.key, claim.permit)
         if failed and not is_over and not any(flight.waiters for flight in flights):
@@ -299,7 +299,8 @@ class Loading(Looking):
         if not _judged(terms.store_if, value, True):
             return None
         life_of = terms.life_of
-        life = terms.life if life_of is None else _judged(lambda result: seconds(life_of(result)), value, 0.0)
+        told = None if life_of is None else _judged(life_of, value, None)
+        life = terms.life if told is None else _judged(seconds, told, 0.0)
         if value is None:
             life = life if terms.negative_life is None else terms.negative_life
             return Sealed((0, b""), IS_NONE, life) if life else None
