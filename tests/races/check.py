@@ -228,10 +228,17 @@ class _Key:
         for read in self.reads:
             if read.version is not None and not renewed.overlap(read.began - life, read.ended):
                 last = max((end for start, end in made.get(read.version, ()) if start <= read.ended), default=None)
-                if last is None or last + life < read.began:
+                if last is None or (last + life < read.began and not self._joined(read)):
                     late = "that nobody had loaded or set" if last is None else f"{_ms(read.began - last)} old"
                     message = f"key {self.key}: {read.process} read version {read.version} ({read.how}), {late}"
                     yield Violation("life", self.key, read.ended, message, self.around(read.began, read.ended, read.version, read))
+
+    def _joined(self, read: Read) -> bool:
+        """Whether a load that takes longer than its value may live was still running, or not stored yet, when the read began."""
+        return any(
+            load.version == read.version and (load.ended is None or load.ended + SECOND // 10 >= read.began) and load.begun <= read.ended
+            for load in self.loads
+        )
 
     # P1
 
@@ -311,7 +318,11 @@ class _Key:
             return False
         since = load.ended - SECOND // 10
         aboard = [read for read in self.reads_of(load.process) if read.began <= load.ended and since <= read.ended <= until]
-        return any(read.outcome in ("left", "failed") for read in aboard) and not any(read.version == load.version for read in aboard)
+        if not any(read.outcome in ("left", "failed") for read in aboard):
+            return False
+        if any(other.version == load.version and other.begun < load.begun for other in self.loads):
+            return True  # whoever got that version may have got it from what was stored before
+        return not any(read.version == load.version and read.ended >= load.ended for read in aboard)
 
     def reads_of(self, process: str) -> list[Read]:
         if process not in self._reads_of:

@@ -141,6 +141,13 @@ def test_what_is_read_lives() -> None:
         assert broken(made, act("touch", 3, 4, 5), read(last + 1011, last + 1012, 1), rules=rules) == ["life"]
 
 
+def test_a_load_may_take_longer_than_its_value_lives() -> None:
+    """Who joins it while it runs is given what it loads."""
+    rules = Rules(longest={KEY: 1.0})
+    assert broken(load(10, 2000), read(1500, 2001, 1), rules=rules) == []
+    assert broken(load(10, 2000), read(2101, 2102, 1), rules=rules) == ["life"]
+
+
 def test_what_is_read_was_made() -> None:
     """A version that nobody had loaded or set by then is from nowhere."""
     rules = Rules(longest={KEY: 60.0})
@@ -218,6 +225,7 @@ def test_p1_a_load_whose_last_caller_left_before_it_was_stored() -> None:
     assert broken(*loads, read(8, 719, outcome="left")) == ["P1"]
     assert broken(*loads, read(808, 833, outcome="left")) == ["P1"]
     assert broken(*loads, leaver, read(809, 822, 1, id=2)) == ["P1"]
+    assert broken(*loads, leaver, read(809, 819, 1, id=2)) == []
     assert broken(*loads, read(808, 821, outcome="left", process="b")) == ["P1"]
 
 
