@@ -17,9 +17,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--processes", type=int, default=4)
     parser.add_argument("--profile", choices=PROFILES, help="what is done; mixed, or what brings the planted fault out")
-    parser.add_argument(
-        "--one-load", choices=("process", "fleet"), help="where one load of a key has to do: fleet, or what brings the planted fault out"
-    )
+    parser.add_argument("--one-load", choices=("process", "fleet"), help="where one load of a key has to do; by itself, fleet")
     parser.add_argument("--plant", choices=FAULTS, help="a fault, to see it caught")
     parser.add_argument("--budget", type=float, default=15.0, help="of the managers; with it goes what a caller may wait")
     parser.add_argument("--until-violation", action="store_true", help="end with the first violation")

@@ -35,6 +35,7 @@ from math import inf
 from tests.races.history import SECOND, Act, End, History, Life, Load, Read
 
 SHOWN = 5
+STALLED = SECOND * 15 // 100
 SLACK = SECOND // 100  # wall clocks, in which lives are counted, may drift by so much against ours
 
 
@@ -430,6 +431,8 @@ def _allowed(key: _Key, rules: Rules) -> tuple[int, int]:
         return len({load.process for load in key.loads}), len(key.loads)
     if key.key in rules.rounds:
         return 1, len(key.loads)
+    if any(load.begun - load.asked > STALLED for load in key.loads):
+        return len(key.loads), len(key.loads)  # a process that was too busy to ask before the others had failed begins a chain of its own
     chain_ends = max((load.ended or load.begun for load in key.loads[:2]), default=0)
     return 2, sum(load.asked <= chain_ends for load in key.loads)  # who came later begins a chain of its own
 

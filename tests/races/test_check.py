@@ -299,6 +299,7 @@ def test_p1_a_failing_load_is_tried_twice_in_a_fleet() -> None:
     assert broken(*chain, rules=rules) == []
     assert broken(*chain, load(16, 18, process="c", asked=9, outcome="failed"), rules=rules) == ["P1"]
     assert broken(*chain, load(16, 18, process="c", asked=15.5, outcome="failed"), rules=rules) == []
+    assert broken(*chain, load(166, 168, process="c", asked=9, outcome="failed"), rules=rules) == []
 
 
 # P2
