@@ -293,13 +293,15 @@ def test_p1_quiet_rounds_are_counted_exactly() -> None:
 
 
 def test_p1_a_failing_load_is_tried_twice_in_a_fleet() -> None:
-    """Once more for all who wait; who asks after that begins anew."""
-    rules = Rules(one_load="fleet", failing_rounds=frozenset({KEY}))
-    chain = [load(10, 12, outcome="failed"), load(13, 15, process="b", asked=9, outcome="failed")]
-    assert broken(*chain, rules=rules) == []
-    assert broken(*chain, load(16, 18, process="c", asked=9, outcome="failed"), rules=rules) == ["P1"]
-    assert broken(*chain, load(16, 18, process="c", asked=15.5, outcome="failed"), rules=rules) == []
-    assert broken(*chain, load(166, 168, process="c", asked=9, outcome="failed"), rules=rules) == []
+    """Once more for all who wait, in most rounds: a process that asks too late begins anew, which cannot be seen from outside."""
+    rules = Rules(one_load="fleet", failing_rounds=frozenset({KEY, KEY + 1}))
+
+    def failing(key: int, *processes: str) -> list[Load]:
+        return [Load(one, 1, key, n * MS, 1, 0, ended=n * MS + 1, outcome="failed") for n, one in enumerate(processes)]
+
+    assert broken(*failing(KEY, "a", "b"), *failing(KEY + 1, "a", "b"), rules=rules) == []
+    assert broken(*failing(KEY, "a", "b"), *failing(KEY + 1, "a", "b", "c"), rules=rules) == []
+    assert broken(*failing(KEY, "a", "b", "c"), *failing(KEY + 1, "a", "b", "c"), rules=rules) == ["P1", "P1"]
 
 
 # P2
