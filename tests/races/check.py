@@ -316,8 +316,8 @@ class _Key:
         somebody left, as a batch does of which another key's load has failed, and nobody got its value."""
         if load.ended is None:
             return False
-        since = load.ended - SECOND // 10
-        aboard = [read for read in self.reads_of(load.process) if read.began <= load.ended and since <= read.ended <= until]
+        since = load.ended - SECOND // 10  # and it may be a while, of a busy or paused process, until it writes down that it has left
+        aboard = [read for read in self.reads_of(load.process) if read.began <= load.ended and since <= read.ended <= until + SECOND]
         if not any(read.outcome in ("left", "failed") for read in aboard):
             return False
         if any(other.version == load.version and other.begun < load.begun for other in self.loads):
