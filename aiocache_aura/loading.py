@@ -340,9 +340,10 @@ class Loading(Looking):
                 fills.append((n, Fill(address.key, raw, life, claim.permit, address.scopes, leased=claim.leased), print_))
             elif claim:
                 self._give_back(address, claim, terms, nothing_to_share=sealed is None and flight.is_open)
-        if not fills:
-            return confirmed
         try:
+            await self._drop_what_is_gone(flights, addresses, results, terms, left)
+            if not fills:
+                return confirmed
             await self._extend([fill for _, fill, _ in fills], terms, left)
             written = partial(_all_written, [flights[n] for n, _, _ in fills])
             verdicts = await self._port.fill([fill for _, fill, _ in fills], written=written, timeout=left)
@@ -356,6 +357,20 @@ class Loading(Looking):
             self._add(terms, "sets", int(verdict.accepted))
             confirmed[n] = verdict.accepted and verdict.tokens.fingerprint(fill.scopes) == print_
         return confirmed
+
+    async def _drop_what_is_gone(
+        self, flights: Sequence[Flight], addresses: Sequence[Address], results: Sequence[Result | None], terms: Terms, left: float
+    ) -> None:
+        """A refresh that finds nothing takes the old value away; one whose value is not to be stored is not repeated with each read."""
+        gone = []
+        for flight, address, result in zip(flights, addresses, results, strict=True):
+            loaded, sealed = result or (None, None)
+            if flight.refreshes and sealed is None:
+                self._pause(address.key, terms.throttle)
+                if flight.is_open and (loaded is None or (loaded.value is None and loaded.error is None)):
+                    gone.append(address.key)
+        if gone and left > 0:
+            await self._port.delete(gone, timeout=left)
 
     async def _extend(self, fills: Sequence[Fill], terms: Terms, left: float) -> None:
         """Generations were planted for as long as could be foreseen; a life that only the result told may be longer (M8)."""

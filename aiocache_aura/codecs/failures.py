@@ -36,7 +36,7 @@ def encode(error: BaseException) -> bytes | None:
 
 
 def told_of(error: BaseException) -> bytes:
-    """As `encode`, and only the name, which `told` takes, of an error that would not come back, or takes more than a short message's room."""
+    """As `encode`, and only the name, which `told` takes, of an error that would not come back or is longer than SHORT."""
     raw = encode(error)
     return orjson.dumps([_name(type(error))]) if raw is None or len(raw) > SHORT else raw
 

@@ -1242,7 +1242,7 @@ class TestBatches:
         assert len(calls) == 2
 
     async def test_one_that_leaves_a_stale_key_out(self, shop):
-        """A refresh behind that leaves a key out changes nothing for it; the others are stored."""
+        """A key that a refresh behind leaves out is absent, as in any batch; the others are stored."""
         calls = []
 
         async def load(keys):
@@ -1256,7 +1256,8 @@ class TestBatches:
         shop.clock.advance(61)
         assert await read() == {"a": 1, "b": 1}
         await shop.landed()
-        assert await read() == {"a": 2, "b": 1}
+        assert await read() == {"a": 2}
+        assert calls[-1] == ["b"]
 
     async def test_a_caller_gives_up_and_the_load_goes_on(self, shop):
         """`hard_timeout` bounds the wait for a batch; what it loads is stored."""
@@ -1326,3 +1327,29 @@ class TestCircles:
             return await shop.read("b")
 
         assert await soon(shop.manager.get_or_load("menu", "a", load_a, **shop.usual)) == 1
+
+
+async def test_a_refresh_that_finds_nothing_takes_the_old_value_away(shop):
+    """The source says that it is gone: what stood in until then stands in no longer."""
+    await shop.filled(age=61)
+    assert await soon(shop.read()) == 1
+    (await shop.source.begun()).future.set_result(None)
+    await shop.landed()
+    assert await shop.manager.get("menu", "k") is None
+    late = shop.reading()
+    (await shop.source.begun()).finish()
+    assert await soon(late) == 2
+
+
+async def test_a_refresh_whose_value_is_not_to_be_stored_pauses_the_next(shop):
+    """`store_if` would not have it: the old value stands in, and the loader is asked once in a throttle."""
+    await shop.filled(age=61)
+    shop.source.held = False
+    for _ in range(5):
+        assert await soon(shop.read(store_if=lambda value: value == 1)) == 1
+        await shop.landed()
+    assert shop.source.loads == 1
+    await shop.paused()
+    assert await soon(shop.read(store_if=lambda value: value == 1)) == 1
+    await shop.landed()
+    assert shop.source.loads == 2
