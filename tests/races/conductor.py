@@ -202,6 +202,8 @@ class Conductor:
         """Every worker has been imported, and waits for the beginning."""
         async with asyncio.timeout(60):
             while not all(slot.orders[-1].log.exists() for slot in self.slots):
+                if not all(slot.is_running for slot in self.slots):
+                    raise RuntimeError(f"a worker did not come to work: {self._told()[-2000:]}")
                 await asyncio.sleep(0.02)
 
     def _note(self, slot: _Slot, what: str) -> None:

@@ -29,16 +29,20 @@ class Fault:
 
 def fill_without_fence() -> None:
     """A fill is stored whatever became of its permit or lease (M9)."""
-    is_mine = "local lease = redis.call('GET', KEYS[2])\nif lease and string.sub(lease, 1, #ARGV[1]) == ARGV[1] then "
-    mine = is_mine + "redis.call('DEL', KEYS[2]) end"
-    redis.FILL = _script("FILL", scripts._PUT + "return 1")  # type: ignore[misc]
-    leases.FILL_LEASED = _script("FILL_LEASED", scripts._WOKEN + scripts._PUT + mine + "\nwake(ARGV[4], KEYS[1])\nreturn 1")  # type: ignore[misc]
-
-
-def _script(name: str, source: str) -> scripts.Script:
-    made = scripts.Script(name, source)
-    scripts.BY_SHA1[made.sha1] = made
-    return made
+    source = """
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+if ARGV[4] then
+  local lease = redis.call('GET', KEYS[2])
+  if lease and string.sub(lease, 1, 17) == string.sub(ARGV[1], 1, 17) then
+    redis.call('DEL', KEYS[2])
+  end
+  redis.call('PUBLISH', ARGV[4], KEYS[1])
+end
+return 1
+"""
+    unfenced = scripts.Script("UNFENCED", source)
+    scripts.BY_SHA1[unfenced.sha1] = unfenced
+    redis.FILL = leases.FILL_LEASED = unfenced  # type: ignore[misc]
 
 
 def generations_after_load() -> None:
