@@ -158,6 +158,8 @@ class Loading(Looking):
                         return LANDED
                     seen = stands.raw
                 else:
+                    if isinstance(stands, Failed):
+                        flight.load_tick = written.tick  # whoever began since then has not waited for what failed
                     return self._resolved(stands, address, terms, content=want.content), left
         except BackendError as error:
             self._fault(error, terms)
@@ -269,7 +271,8 @@ class Loading(Looking):
             else:
                 leases.release(address.key, claim.permit)
         if failed and not is_over and not any(flight.waiters for flight in flights):
-            self._faults.report(LoadFailedError(f"the loader raised {type(error).__name__}"), f"a refresh of {terms.label}, behind")
+            what = f"a load of {terms.label} that nobody waited for"
+            self._faults.report(LoadFailedError(f"the loader raised {type(error).__name__}"), what)
 
     # What it gave
 

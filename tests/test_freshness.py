@@ -454,7 +454,13 @@ class TestLifeOfResults:
         assert await soon(ours.read(Source(), KEY, how)) == 1
         assert await ours.engine.ttl(KEY, how) == left
 
-    @pytest.mark.parametrize("given", [None, -1, True, "soon", math.nan])
+    async def test_none_leaves_it_to_the_policy(self, ours: Process) -> None:
+        """A function that has nothing to say of a result."""
+        how = stale_terms(life_of=lambda result: None)
+        assert await soon(ours.read(Source(), KEY, how)) == 1
+        assert await ours.engine.ttl(KEY, how) == how.life
+
+    @pytest.mark.parametrize("given", [-1, True, "soon", math.nan])
     async def test_one_that_makes_no_sense_keeps_it_from_being_stored(self, ours: Process, given: Any) -> None:
         """The value is given; the mistake is told and counted."""
         how = stale_terms(life_of=lambda result: given)
