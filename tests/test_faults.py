@@ -621,7 +621,8 @@ async def test_s8_our_connections_are_killed(patient: tuple[Server, CacheManager
 ACLS = {
     "no admin": "+@all -@admin -@dangerous -script -info -client -config",
     "no scripts loaded": "+@all -script",
-    "what is used": "+get +mget +set +setrange +del +unlink +pttl +persist +pexpire +exists +getrange +evalsha +time +script|load +scan +hello",
+    "what is used": "+get +mget +set +setrange +del +unlink +pttl +persist +pexpire +exists +getrange +time "
+    "+evalsha +script|load +scan +hello",
 }
 
 
