@@ -240,6 +240,21 @@ async def test_v10_a_loader_that_fails_is_tried_twice_in_the_fleet(fleet: Fleet)
     assert failing.loads == 2
 
 
+async def test_v10_who_misses_the_wake_ups_is_told_of_both_failures(fleet: Fleet, short: None) -> None:
+    """Two attempts fail before one of those who wait asks again: the mark of that is still there, under the number that it waits for."""
+    ours, other, deaf = leased(fleet, 3)
+    leases_of(deaf).is_deaf = True
+    failing, how = Failing(lambda n: ConnectionError("attempt", n)), terms(throttle=0.0)
+    reads = [ours.start(ours.engine.get_or_load(KEY, how, failing.load))]
+    await until(lambda: failing.loads == 1)
+    reads += [process.start(process.engine.get_or_load(KEY, how, failing.load)) for process in (other, deaf)]
+    await follows(other), await follows(deaf)
+    failing.go_on.set()
+    errors = await soon(asyncio.gather(*reads, return_exceptions=True))
+    assert [error.args for error in errors] == [("attempt", 1), ("attempt", 2), ("attempt", 2)]
+    assert failing.loads == 2
+
+
 async def test_v10_an_error_that_cannot_be_told_is_named(fleet: Fleet) -> None:
     """An error whose arguments JSON does not hold is a LoadFailedError in the processes that did not see it, and names its class."""
     failing = Failing(lambda n: OSError({n}, object()))

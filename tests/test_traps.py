@@ -137,7 +137,11 @@ async def test_v2_who_joins_after_the_fill_was_written_does_not_take_its_value(f
     ours.port.release()
     source.version = 2
     assert await other.invalidate_type()
+    ours.port.hold("lookup")
     second = ours.read(source, KEY, kind=kind)
+    if kind == "batch":
+        await (await ours.port.arrived("lookup")).go()
+    ours.port.release()
     await settled()
     assert not second.done()
     filled.answer()
@@ -545,6 +549,28 @@ async def test_v19_the_bytes_that_a_lane_sends_again_revive_nothing(served: Flee
     lane.release()
     assert await first.engine.get(KEY, TERMS) is MISSING
     assert await sees(second, source, 2)
+
+
+async def test_v19_a_soft_invalidation_whose_bytes_are_sent_again_revives_nothing(served: Fleet) -> None:
+    """Executed, answer lost; a load stores what it finds; another soft one returns; the first is sent again: what was stored stays stale."""
+    first, second = pair(served)
+    source = Source()
+    assert await soon(second.read(source, KEY, PATIENT)) == 1
+    assert await soften(second)  # and the server knows the script
+    lane = served.links[0].writes
+    lane.hold("EVALSHA")
+    softening = first.start(soften(first))
+    sent = await (await lane.arrived()).execute()
+    source.version = 2
+    assert await soon(second.read(source, KEY, PATIENT.altered(fresh=True))) == 2
+    assert await second.engine.get(KEY, PATIENT) == 2
+    source.version = 3
+    assert await soften(second)
+    await (await sent.execute()).go()
+    assert await soon(softening)
+    lane.release()
+    assert await first.engine.get(KEY, PATIENT) is MISSING
+    assert await soon(second.read(source, KEY, PATIENT.altered(fresh=True))) == 3
 
 
 # V22

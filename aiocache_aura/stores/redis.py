@@ -7,7 +7,8 @@ trip each.
 Invariants
 - A lookup is answered by a request that was written after it began (M1), and by one that carries its key and all its scopes.
 - The tick is taken when a batch of lookups is written and when the answer to a write is parsed, before anybody who waits runs.
-- Random tokens are sent once: what plants them is never written again after a lost connection (M6). What only removes or overwrites may be.
+- Random tokens are sent once: what plants them is never written again after a lost connection (M6). What only removes or overwrites may be,
+  and what makes another one each time that it is executed (V19).
 - Every key that a command touches is declared, and a value and its permit are in one slot of a cluster.
 - Nothing but BackendError comes out.
 """

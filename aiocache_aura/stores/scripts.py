@@ -86,11 +86,16 @@ return tokens
 
 SOFTEN: Final = Script(
     "SOFTEN",
-    # KEYS scopes. ARGV for each a fresh soft half. What is not there stays so: a half token could come back (V18).
+    # KEYS scopes. ARGV for each eight random bytes. What is not there stays so: a half token could come back (V18). They are added to the
+    # soft half that is there, so that the same command sent again makes another one, and none comes back (V19).
     """
 for i, key in ipairs(KEYS) do
   if redis.pcall('STRLEN', key) == 16 then
-    redis.call('SETRANGE', key, 8, ARGV[i])
+    local old, new = redis.call('GETRANGE', key, 8, 15), {}
+    for at = 1, 8 do
+      new[at] = string.char((string.byte(old, at) + string.byte(ARGV[i], at)) % 256)
+    end
+    redis.call('SETRANGE', key, 8, table.concat(new))
   end
 end
 return #KEYS
