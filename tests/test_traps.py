@@ -552,7 +552,7 @@ async def test_v19_the_bytes_that_a_lane_sends_again_revive_nothing(served: Flee
 
 
 async def test_v19_a_soft_invalidation_whose_bytes_are_sent_again_revives_nothing(served: Fleet) -> None:
-    """Executed, answer lost; a load stores what it finds; another soft one returns; the first is sent again: what was stored stays stale."""
+    """Executed, answer lost; a load stores what it finds; another soft one returns; the first is sent again: that stays stale."""
     first, second = pair(served)
     source = Source()
     assert await soon(second.read(source, KEY, PATIENT)) == 1
