@@ -13,7 +13,8 @@ from enum import Enum
 from aiocache_aura.codecs.envelope import Entry
 
 HARD = 8  # bytes of a fingerprint that a soft invalidation leaves as they are
-FLOOR = 0.04  # of the ttl: what a load is taken to cost at least, or cheap ones would be refreshed too late
+EARLY = 0.06  # of the ttl: how long before it has to begin, on average, a refresh may begin by chance
+EARLIEST = 0.07  # of the ttl: and at most, however often the key is asked for
 
 
 class Standing(Enum):
@@ -39,12 +40,14 @@ def stands_in_for(entry: Entry, now: float, stale: float) -> float:
 def is_due(entry: Entry, now: float, factor: float) -> bool:
     """Whether to refresh before the end, by chance: the likelier, the nearer the end and the dearer the load.
 
-    "XFetch" of Vattani, Chierichetti and Lowenstein, "Optimal Probabilistic Cache Stampede Prevention" (VLDB 2015), with a floor.
+    "XFetch" of Vattani, Chierichetti and Lowenstein, "Optimal Probabilistic Cache Stampede Prevention" (VLDB 2015), changed twice. The cost
+    is added to the throw, which it does not scale: what begins later than that before the end is waited for. And the throw is bounded: of
+    ever more throws the largest grows without end, so that what is asked for more often would be loaded more often.
     """
     if entry.ttl == math.inf:
         return False
-    cost = factor * max(entry.cost, FLOOR * entry.ttl)
-    return entry.left(now) <= -math.log(1.0 - random.random()) * cost  # noqa: S311 - nothing secret about it
+    throw = min(-math.log(1.0 - random.random()) * EARLY, EARLIEST)  # noqa: S311 - nothing secret about it
+    return entry.left(now) <= factor * (entry.cost + throw * entry.ttl)
 
 
 def is_used(entry: Entry, now: float) -> bool:

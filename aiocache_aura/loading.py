@@ -158,6 +158,8 @@ class Loading(Looking):
                         return LANDED
                     seen = stands.raw
                 else:
+                    if isinstance(stands, Failed):
+                        flight.load_tick = written.tick  # whoever began since then has not waited for what failed
                     return self._resolved(stands, address, terms, content=want.content), left
         except BackendError as error:
             self._fault(error, terms)
@@ -265,11 +267,12 @@ class Loading(Looking):
             if leases is None or claim is None or not claim.leased:
                 continue
             if failed:
-                leases.fail(address.key, claim.permit, failures.encode(error) or failures.named(error), throttle=terms.throttle)
+                leases.fail(address.key, claim.permit, failures.told_of(error), throttle=terms.throttle)
             else:
                 leases.release(address.key, claim.permit)
         if failed and not is_over and not any(flight.waiters for flight in flights):
-            self._faults.report(LoadFailedError(f"the loader raised {type(error).__name__}"), f"a refresh of {terms.label}, behind")
+            what = f"a load of {terms.label} that nobody waited for"
+            self._faults.report(LoadFailedError(f"the loader raised {type(error).__name__}"), what)
 
     # What it gave
 
@@ -299,7 +302,8 @@ class Loading(Looking):
         if not _judged(terms.store_if, value, True):
             return None
         life_of = terms.life_of
-        life = terms.life if life_of is None else _judged(lambda result: seconds(life_of(result)), value, 0.0)
+        told = None if life_of is None else _judged(life_of, value, None)
+        life = terms.life if told is None else _judged(seconds, told, 0.0)
         if value is None:
             life = life if terms.negative_life is None else terms.negative_life
             return Sealed((0, b""), IS_NONE, life) if life else None
@@ -339,9 +343,10 @@ class Loading(Looking):
                 fills.append((n, Fill(address.key, raw, life, claim.permit, address.scopes, leased=claim.leased), print_))
             elif claim:
                 self._give_back(address, claim, terms, nothing_to_share=sealed is None and flight.is_open)
-        if not fills:
-            return confirmed
         try:
+            await self._drop_what_is_gone(flights, addresses, results, terms, left)
+            if not fills:
+                return confirmed
             await self._extend([fill for _, fill, _ in fills], terms, left)
             written = partial(_all_written, [flights[n] for n, _, _ in fills])
             verdicts = await self._port.fill([fill for _, fill, _ in fills], written=written, timeout=left)
@@ -355,6 +360,20 @@ class Loading(Looking):
             self._add(terms, "sets", int(verdict.accepted))
             confirmed[n] = verdict.accepted and verdict.tokens.fingerprint(fill.scopes) == print_
         return confirmed
+
+    async def _drop_what_is_gone(
+        self, flights: Sequence[Flight], addresses: Sequence[Address], results: Sequence[Result | None], terms: Terms, left: float
+    ) -> None:
+        """A refresh that finds nothing takes the old value away; one whose value is not to be stored is not repeated with each read."""
+        gone = []
+        for flight, address, result in zip(flights, addresses, results, strict=True):
+            loaded, sealed = result or (None, None)
+            if flight.refreshes and sealed is None:
+                self._pause(address.key, terms.throttle)
+                if flight.is_open and (loaded is None or (loaded.value is None and loaded.error is None)):
+                    gone.append(address.key)
+        if gone and left > 0:
+            await self._port.delete(gone, timeout=left)
 
     async def _extend(self, fills: Sequence[Fill], terms: Terms, left: float) -> None:
         """Generations were planted for as long as could be foreseen; a life that only the result told may be longer (M8)."""

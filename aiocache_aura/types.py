@@ -136,7 +136,7 @@ class Explanation:
                 _seconds(self.age, "old"),
                 _seconds(self.ttl, "to live"),
                 None if self.left is None else "past its life" if self.left <= 0 else _seconds(self.left, "left"),
-                _seconds(self.stale_left, "as stale") if self.stale_left else None,
+                _more(self.left, self.stale_left),
             ),
             "cost": _seconds(self.cost, "to load"),
             "loading": self.holder,
@@ -145,6 +145,12 @@ class Explanation:
         width = max(map(len, self.scopes), default=0)
         scopes = [f"    {scope:{width}} {'has a generation' if known else 'has none'}" for scope, known in self.scopes.items()]
         return "\n".join([*lines, *(["  depends on:", *scopes] if scopes else [])])
+
+
+def _more(left: float | None, stale_left: float | None) -> str | None:
+    """What comes after its life."""
+    more = 0.0 if left is None or stale_left is None or left == math.inf else stale_left - max(left, 0.0)
+    return _seconds(more, "more as stale") if more > 0 else None
 
 
 def _joined(*parts: str | None) -> str:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Coroutine, Mapping
 from copy import copy
+from functools import partial
 from typing import Any, NamedTuple, get_type_hints
 
 from aiocache_aura import cache_manager as desk
 from aiocache_aura.cache_manager import CacheManager
 from aiocache_aura.cached import Cached, State
+from aiocache_aura.desk import unshared
 from aiocache_aura.errors import ConfigurationError
 from aiocache_aura.policy import seconds
 from aiocache_aura.terms import Terms
@@ -47,7 +49,8 @@ class Altered(Cached):
         manager: Any = desk.cache_manager if self._manager is None else self._manager
         if not issubclass(type(manager), CacheManager):
             return await self.through_stranger(manager, args, kwargs, ask=False)
-        return await self.refresh(args, kwargs)
+        self.cache_key(args, kwargs)  # says what is wrong with the call itself, which no fallback stands in for
+        return await unshared(partial(self.refresh, args, kwargs), self.current_state().policy.fallback)
 
     def new_state(self, manager: CacheManager) -> State:
         state = self.state = copy(self.plain.state_under(manager))

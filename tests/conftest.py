@@ -9,11 +9,15 @@ from collections.abc import AsyncIterator, Callable, Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from aiocache_aura.settings import Settings
 from tests.clocks import ManualClock
 from tests.servers import ENGINES, Server
 
 settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ci")
+
+# A machine may stall for a second at any point, and to a manager that is not patient that is a fault. A test of the budget gives its own.
+Settings.__init__.__kwdefaults__["budget"] = 10.0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

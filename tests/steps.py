@@ -29,7 +29,7 @@ from aiocache_aura.stores.redis import RedisPort
 from aiocache_aura.terms import Terms
 from tests.clocks import ManualClock
 
-SOON = 5.0  # seconds after which a test that waits for a step has failed
+SOON = 10.0  # seconds after which a test that waits for a step has failed
 ADDRESSES = Addresses("p")
 OPERATIONS = ("lookup", "claim", "fill", "generations", "store", "store_if", "expire", "delete", "invalidate", "purge")
 

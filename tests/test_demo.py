@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,12 +19,13 @@ from aiocache_aura.__main__ import main
 from aiocache_aura.demo.database import Answer, Database, build
 from aiocache_aura.demo.figures import Evening, quantile, violations
 from aiocache_aura.demo.ledger import Ledger
+from aiocache_aura.demo.lives import KINDS, WAYS, busiest
 from aiocache_aura.demo.requests import CHANGES, QUESTIONS, UPDATE, Request, plan
 from aiocache_aura.demo.restaurants import Change, Restaurants
 from aiocache_aura.demo.traffic import Traffic, run
 from tests.servers import Server
 
-SMALL = ["--rows", "5000", "--restaurants", "20", "--requests", "1500", "--callers", "40", "--pause", "0.002"]
+SMALL = ["--rows", "5000", "--restaurants", "20", "--requests", "1500", "--callers", "40", "--pause", "0.002", "--life", "0.1"]
 
 
 @pytest.fixture
@@ -53,6 +55,19 @@ def check_story(done: subprocess.CompletedProcess[str]) -> None:
     assert f"Queries: {without:,} without the cache, {with_cache:,} with it" in done.stdout
     assert f"Answers checked: {asked:,}, " in done.stdout
     assert f"a control, {asked:,} without" in done.stdout
+    check_lives(done.stdout)
+
+
+def check_lives(story: str) -> None:
+    """Where lives end, every load by plain ttl is waited for, and none with a stale value to stand in."""
+    rows = re.findall(r"^  (ttl alone|early_refresh|stale) +([\d,]+) +([\d,]+) +([\d,]+) +([\d,]+) +[\d.]+$", story, re.MULTILINE)
+    lives = {way: [int(number.replace(",", "")) for number in numbers] for way, *numbers in rows}
+    assert lives.keys() == WAYS.keys()
+    for asked, loads, waited_for, callers_who_waited in lives.values():
+        assert asked > loads > 0
+        assert waited_for <= min(loads, callers_who_waited)
+    assert lives["ttl alone"][2] == lives["ttl alone"][1]
+    assert lives["stale"][2:] == [0, 0]
 
 
 def figures(story: str) -> dict[str, list[int]]:
@@ -166,6 +181,17 @@ def test_requests_are_the_seed_s() -> None:
     assert {request.method for request in one if request.is_change} == CHANGES.keys()
     asked = [sum(request.restaurant_id == n for request in one) for n in (1, 5, 50)]
     assert asked[0] > 2 * asked[1] > 4 * asked[2] > 0
+
+
+def test_the_busiest_are_questions_in_their_order() -> None:
+    """What is asked over and over are the questions asked most, as often and in the order that they were asked, and no updates."""
+    requests = plan(3_000, restaurants=20, pause=0.1, seed=1)
+    chosen = busiest(requests)
+    often = Counter(chosen)
+    assert chosen == [request for request in requests if request in often]
+    others = Counter(request for request in requests if request.kind in KINDS and request not in often)
+    assert min(often.values()) >= max(others.values())
+    assert not any(request.is_change for request in chosen)
 
 
 # The ledger: that what is wrong is found

@@ -61,7 +61,7 @@ def fences(page: Path) -> list[Fence]:
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[CacheManager]:
     """The process-wide manager and client, as a new process has them; managers with time to spare, as the machine may be busy."""
-    monkeypatch.setitem(Settings.__init__.__kwdefaults__, "budget", 1.0)
+    monkeypatch.setitem(Settings.__init__.__kwdefaults__, "budget", 2.0)
     manager = CacheManager.from_environment()
     monkeypatch.setattr(desk, "cache_manager", manager)
     monkeypatch.setattr(RedisClient, "_options", dict(DEFAULTS))

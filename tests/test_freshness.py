@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from aiocache_aura.codecs.envelope import Entry
 from aiocache_aura.errors import LoadTimeoutError
-from aiocache_aura.freshness import FLOOR, Standing, is_due, is_used, standing, stands_in_for
+from aiocache_aura.freshness import EARLIEST, EARLY, Standing, is_due, is_used, standing, stands_in_for
 from aiocache_aura.resilience.single_flight import MOST_BEHIND
 from aiocache_aura.stats import Counts
 from aiocache_aura.terms import UNKNOWN_LIFE, Terms
@@ -117,12 +117,12 @@ class TestStanding:
 class TestIsDue:
     @given(st.floats(0, 1, exclude_max=True), st.floats(0.1, 1e5), st.floats(0, 1e3), st.floats(0.01, 10), st.floats(0, 2))
     def test_the_throw_decides(self, throw: float, ttl: float, cost: float, factor: float, age: float) -> None:
-        """Due exactly if what is left is at most the cost times the factor times -ln of the throw, and always past the end."""
+        """Due exactly if what is left is at most the cost and the throw, which is bounded, times the factor; always past the end."""
         one, now = entry(ttl=ttl, cost=cost), 1000.0 + age * ttl
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(random, "random", lambda: throw)
             due = is_due(one, now, factor)
-            assert due == (one.left(now) <= -math.log(1.0 - throw) * factor * max(cost, FLOOR * ttl))
+            assert due == (one.left(now) <= factor * (cost + min(-math.log(1.0 - throw) * EARLY, EARLIEST) * ttl))
             assert due or one.left(now) > 0
             assert not due or is_due(one, now + ttl / 10, factor)
             assert not due or is_due(one, now, factor * 2)
@@ -141,7 +141,7 @@ class TestIsDue:
                 refreshed.append(next((n for n in range(100) if is_due(one, 1000.0 + n, 1.0)), None))
         in_time = [n for n in refreshed if n is not None]
         assert len(in_time) >= 0.95 * len(refreshed)
-        assert sum(in_time) / len(in_time) >= 85
+        assert min(in_time) >= 100 * (1 - EARLIEST)
 
 
 @pytest.mark.parametrize(
@@ -334,17 +334,26 @@ async def test_p2_patience_is_for_all_of_a_read(ours: Process, fleet: Fleet, clo
 
 async def test_p2_a_batch_that_gives_up_leaves_what_failed_meanwhile(ours: Process) -> None:
     """A batch waits for one key when another's load fails: its time is up, and nobody complains of that failure."""
-    source, failing, how = Source(held=True), Source(held=True), stale_terms(hard=0.05)
-    singles = [ours.read(source, KEY, replace(how, hard=None)), ours.read(failing, OTHER, replace(how, hard=None))]
-    loads = [await source.begun(), await failing.begun()]
+    source, failing, how = Source(held=True), Source(held=True), stale_terms(hard=0.3)
+    singles = [ours.read(source, KEY, replace(how, hard=None))]
+    load = await source.begun()
+    ours.port.hold("claim")
+    singles.append(ours.read(failing, OTHER, replace(how, hard=None)))
+    claim = await ours.port.arrived("claim")
     batch = ours.start(ours.engine.get_or_load_many([KEY, OTHER], how, lambda positions: failing.load()))
     await until(lambda: aboard(ours) == aboard(ours, OTHER) == 2)
-    loads[1].fail(TimeoutError("slow"))
+    flight = ours.engine.flights.get(OTHER.key)
+    assert flight is not None
+    waiter = list(flight.waiters)[1]
+    await claim.go()
+    (await failing.begun()).fail(TimeoutError("slow"))
     with pytest.raises(LoadTimeoutError):
         await soon(batch)
-    loads[0].finish()
+    is_untold = waiter.future._log_traceback  # what asyncio goes by, when it complains of an exception that nobody has asked for
+    load.finish()
     assert [type(one) for one in await soon(asyncio.gather(*singles, return_exceptions=True))] == [int, TimeoutError]
-    del batch, singles
+    assert isinstance(waiter.future.exception(), TimeoutError)
+    assert not is_untold
 
 
 async def test_p2_a_personal_load_is_handed_on_under_a_deadline(ours: Process) -> None:
@@ -358,6 +367,29 @@ async def test_p2_a_personal_load_is_handed_on_under_a_deadline(ours: Process) -
     (await source.begun()).finish()
     assert await soon(batch) == [1]
     assert source.cancelled == [1]
+
+
+async def test_what_a_load_raises_after_its_deadline_pauses_nothing(ours: Process, clock: ManualClock) -> None:
+    """A refresh overruns, which pauses the next; long after, its loader raises: the pause is not prolonged."""
+    source, go_on, how = Source(), asyncio.Event(), stale_terms(throttle=50.0, deadline=0.01)
+    await filled(ours, source, how)
+
+    async def stubborn() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await go_on.wait()
+            raise TimeoutError("cleaning up") from None
+
+    assert await soon(ours.start(ours.engine.get_or_load(KEY, how, stubborn))) == 1
+    await until(lambda: how.counts.overruns == 1)
+    clock.advance(40)
+    go_on.set()
+    await landed(ours)
+    clock.advance(11)
+    assert await soon(ours.read(source, KEY, how)) == 1
+    await landed(ours)
+    assert await soon(ours.read(source, KEY, how)) == 2
 
 
 async def test_p3_a_strict_read_takes_nothing_from_a_flight_older_than_itself(ours: Process) -> None:
@@ -422,7 +454,13 @@ class TestLifeOfResults:
         assert await soon(ours.read(Source(), KEY, how)) == 1
         assert await ours.engine.ttl(KEY, how) == left
 
-    @pytest.mark.parametrize("given", [None, -1, True, "soon", math.nan])
+    async def test_none_leaves_it_to_the_policy(self, ours: Process) -> None:
+        """A function that has nothing to say of a result."""
+        how = stale_terms(life_of=lambda result: None)
+        assert await soon(ours.read(Source(), KEY, how)) == 1
+        assert await ours.engine.ttl(KEY, how) == how.life
+
+    @pytest.mark.parametrize("given", [-1, True, "soon", math.nan])
     async def test_one_that_makes_no_sense_keeps_it_from_being_stored(self, ours: Process, given: Any) -> None:
         """The value is given; the mistake is told and counted."""
         how = stale_terms(life_of=lambda result: given)

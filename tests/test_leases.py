@@ -457,3 +457,27 @@ async def test_explain_tells_who_holds_the_lease(fleet: Fleet) -> None:
     told = await other.engine.explain(KEY, terms())
     assert told.verdict == "miss"
     assert "y:menu is gone" in told.why
+
+
+async def test_who_begins_after_a_load_has_failed_elsewhere_is_not_given_that_error(fleet: Fleet) -> None:
+    """The answer that both attempts have failed is on its way to a flight; who joins it now looks again, and loads."""
+    ours, other, third = leased(fleet, 3)
+    failing, source = Failing(lambda n: ConnectionError(n)), Source()
+    reads = [process.start(process.engine.get_or_load(KEY, terms(), failing.load)) for process in (other,)]
+    await until(lambda: failing.loads == 1)
+    first, retry = (process.start(process.engine.get_or_load(KEY, terms(), failing.load)) for process in (ours, third))
+    await follows(ours), await follows(third)
+    leases_of(ours).hold("acquire")
+    failing.go_on.set()
+    for failed in (*reads, retry):
+        with pytest.raises(ConnectionError):
+            await soon(failed)
+    asked = await (await leases_of(ours).arrived("acquire")).execute()
+    leases_of(ours).held.clear()
+    late = ours.read(source, KEY)
+    await asyncio.sleep(0.01)
+    asked.answer()
+    with pytest.raises(ConnectionError):
+        await soon(first)
+    assert await soon(late) == 1
+    assert (failing.loads, source.loads) == (2, 1)

@@ -680,7 +680,7 @@ async def test_the_leaving_caller_of_a_plain_function_waits_until_its_thread_is_
 
 async def test_the_leaving_caller_waits_no_longer_than_the_budget(fleet: Fleet) -> None:
     """A load that does not end when it is cancelled does not keep its caller."""
-    ours = fleet.process(budget=0.02)
+    ours = fleet.process(budget=0.3)
     begun, finish = asyncio.Event(), asyncio.Event()
 
     async def load() -> int:

@@ -13,8 +13,10 @@ import re
 import subprocess
 import sys
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -22,8 +24,9 @@ import aiocache_aura
 from aiocache_aura import cached_function, decorators, settings
 from aiocache_aura.cached import CacheOptions
 from aiocache_aura.invalidating import InvalidateOptions
-from aiocache_aura.policy import CachePolicy, PolicyOverrides
+from aiocache_aura.policy import CachePolicy, DecoratorOverrides, PolicyOverrides
 from aiocache_aura.settings import Options, Settings
+from aiocache_aura.types import TTL
 
 FILES = Path(__file__).parent / "typing"
 BIN = Path(sys.executable).parent
@@ -93,11 +96,15 @@ async def test_right_usages_run(file):
 def test_overrides_are_the_fields_of_a_policy():
     """`PolicyOverrides`, which decorators and verbs take, has the fields of `CachePolicy` in the same order, and the same types.
 
-    Only `ttl` takes None as well, which means the policy's.
+    Only `ttl` takes None as well, which means the policy's; to a decorator it may be a function of the result, too.
     """
     fields, overrides = typing.get_type_hints(CachePolicy), typing.get_type_hints(PolicyOverrides)
     assert list(overrides) == [field.name for field in dataclasses.fields(CachePolicy)]
+    of_decorator = typing.get_type_hints(DecoratorOverrides)
+    assert list(of_decorator) == list(overrides)
+    assert of_decorator.pop("ttl") == fields["ttl"] | Callable[[Any], TTL] | None
     assert overrides.pop("ttl") == fields["ttl"] | None
+    assert of_decorator == overrides
     assert overrides == {name: hint for name, hint in fields.items() if name != "ttl"}
     assert PolicyOverrides.__required_keys__ == frozenset()
 

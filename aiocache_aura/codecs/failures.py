@@ -15,6 +15,8 @@ import orjson
 
 from aiocache_aura.codecs.compare import difference
 
+SHORT = 4096  # bytes of an error that are told from process to process
+
 Parts: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 """The arguments of an error's class, and the attributes that they do not tell of."""
 
@@ -33,9 +35,10 @@ def encode(error: BaseException) -> bytes | None:
     return raw if difference(whole, orjson.loads(raw)) is None else None
 
 
-def named(error: BaseException) -> bytes:
-    """What only `told` takes."""
-    return orjson.dumps([_name(type(error))])
+def told_of(error: BaseException) -> bytes:
+    """As `encode`, and only the name, which `told` takes, of an error that would not come back or is longer than SHORT."""
+    raw = encode(error)
+    return orjson.dumps([_name(type(error))]) if raw is None or len(raw) > SHORT else raw
 
 
 def rebuilt(raw: bytes | memoryview, among: Iterable[type[Exception]]) -> Exception | None:

@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from aiocache_aura.demo.ledger import Ledger
+from aiocache_aura.demo.lives import Lives
 from aiocache_aura.demo.requests import QUESTIONS, UPDATE
 from aiocache_aura.demo.traffic import Traffic
 
 HEADING = """\
                        database queries          loads        p50 ms            p99 ms
 type            asked   without    with   hits   saved   without    with   without    with"""
+
+LIVES_HEADING = """\
+                  asked    loads   waited for   callers who waited     p99 ms"""
 
 READ_ON = """
 Read   aiocache_aura/demo/restaurants.py - the back end that you saw: plain functions, SQL and decorators
@@ -43,9 +47,10 @@ def say(text: str, end: str = "\n") -> None:
     print(text, end=end, flush=True)
 
 
-def violations(without: Evening, with_cache: Evening) -> list[str]:
-    """Every answer that was wrong in either evening; and that the cache has miscounted, if the database counted otherwise."""
-    found = without.ledger.violations + with_cache.ledger.violations
+def violations(without: Evening, with_cache: Evening, lives: Sequence[Lives] = ()) -> list[str]:
+    """Every answer that was wrong at any time; and that the cache has miscounted, if the database counted otherwise."""
+    ledgers = without.ledger, with_cache.ledger, *(one.ledger for one in lives)
+    found = [wrong for ledger in ledgers for wrong in ledger.violations]
     if with_cache.queries != with_cache.counted("loads"):
         found.append(f"the database was asked {with_cache.queries} times, the cache counted {with_cache.counted('loads')} loads")
     return found
@@ -77,7 +82,19 @@ def quantile(ordered: Sequence[float], share: float) -> float:
     return ordered[round(share * (len(ordered) - 1))] if ordered else 0.0
 
 
-def tell_verdict(without: Evening, with_cache: Evening, audited: int) -> None:
+def tell_lives(lives: Sequence[Lives]) -> None:
+    """Who waits when lives end."""
+    least = min(one.asked_least for one in lives)
+    say(f"When lives end, here after {lives[0].life:g} s: the questions asked most, each at least {least:.0f} times a life; no updates.")
+    say(LIVES_HEADING)
+    for one in lives:
+        waits = sorted(wait for kind in one.traffic.waits.values() for wait in kind)
+        p99 = 1000 * quantile(waits, 0.99)
+        say(f"  {one.way:<14}{one.traffic.made:>7,}{one.loads:>9,}{one.waited_for:>13,}{one.misses:>21,}{p99:>11.1f}")
+    say("")
+
+
+def tell_verdict(without: Evening, with_cache: Evening, lives: Sequence[Lives], audited: int) -> None:
     """What the figures mean, and whether any answer was wrong."""
     shared = with_cache.counted("coalesced")
     say(
@@ -89,7 +106,7 @@ def tell_verdict(without: Evening, with_cache: Evening, audited: int) -> None:
     checked, control = with_cache.ledger.checked, without.ledger.checked
     say(f"Answers checked: {checked:,}, none may be older than an update that had returned before the question was asked,")
     say(f"and all {audited:,} different ones were compared with the database. (As a control, {control:,} without the cache.)")
-    wrong = violations(without, with_cache)
+    wrong = violations(without, with_cache, lives)
     say(f"Violations: {len(wrong)}")
     for one in wrong[:5]:
         say(f"  {one}")

@@ -16,8 +16,9 @@ from pathlib import Path
 from aiocache_aura import CacheManager, ConfigurationError
 from aiocache_aura.cache_manager import cache_manager
 from aiocache_aura.demo.database import Database, build
-from aiocache_aura.demo.figures import READ_ON, Evening, say, tell_figures, tell_verdict, violations
+from aiocache_aura.demo.figures import READ_ON, Evening, say, tell_figures, tell_lives, tell_verdict, violations
 from aiocache_aura.demo.ledger import Ledger
+from aiocache_aura.demo.lives import WAYS, Lives, busiest, live
 from aiocache_aura.demo.requests import Request, plan
 from aiocache_aura.demo.restaurants import Restaurants
 from aiocache_aura.demo.traffic import run
@@ -38,6 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--seconds", type=float, default=20.0, help="no longer without the cache, whatever --requests says (%(default)s)")
     add("--callers", type=_count, default=300, help="who make requests at the same time (%(default)s)")
     add("--pause", type=float, default=0.15, help="seconds between two requests of a caller, on average (%(default)s)")
+    add("--life", type=float, default=1.0, help="seconds that entries live in the part where lives end (%(default)s)")
     add("--seed", type=int, default=7, help="another one gives other requests (%(default)s)")
     add("--url", help="a cache of yours, such as redis://localhost:6379/0 or memory://; else a Valkey server is started")
 
@@ -62,12 +64,13 @@ def _demo(options: argparse.Namespace) -> int:
         _build_database(directory, options)
         requests = plan(options.requests, restaurants=options.restaurants, pause=options.pause, seed=options.seed)
         say(f"The evening   {len(requests):,} requests by {options.callers} callers, some of them updates; the same both times")
-        without, with_cache = asyncio.run(_evenings(cache_manager, directory, requests, options))
+        without, with_cache, lives = asyncio.run(_evenings(cache_manager, directory, requests, options))
         audited = _audit(directory, with_cache.ledger)
     tell_figures(without, with_cache)
-    tell_verdict(without, with_cache, audited)
+    tell_lives(lives)
+    tell_verdict(without, with_cache, lives, audited)
     say(READ_ON)
-    return int(bool(violations(without, with_cache)))
+    return int(bool(violations(without, with_cache, lives)))
 
 
 def _open_cache(stack: ExitStack, url: str | None) -> None:
@@ -93,8 +96,8 @@ def _build_database(directory: Path, options: argparse.Namespace) -> None:
 
 async def _evenings(
     manager: CacheManager, directory: Path, requests: Sequence[Request], options: argparse.Namespace
-) -> tuple[Evening, Evening]:
-    """One without the cache; then one with it, of as many requests as there was time for."""
+) -> tuple[Evening, Evening, list[Lives]]:
+    """One without the cache; then one with it, of as many requests as there was time for; then what happens when lives end."""
     async with manager:
         if not await manager.set("test", "is anybody there?", True):
             raise ConfigurationError(f"the cache at {shown_url(manager.settings.url)} does not answer")
@@ -102,7 +105,8 @@ async def _evenings(
             with manager.disabled():
                 without = await _evening("without it", manager, directory / "without.db", requests, options, options.seconds)
             made = requests[: without.traffic.made]
-            return without, await _evening("with it", manager, directory / "with.db", made, options)
+            with_cache = await _evening("with it", manager, directory / "with.db", made, options)
+            return without, with_cache, await _lives(manager, directory / "first.db", requests, options)
         finally:
             if options.url is not None:
                 await _clear(manager)
@@ -129,6 +133,18 @@ async def _evening(
         stats = manager.stats()
     say(f" {traffic.made:,} in {traffic.seconds:.1f} s" + (", as --seconds said" if traffic.made < len(requests) else ""))
     return Evening(traffic, ledger, database.queries, stats)
+
+
+async def _lives(manager: CacheManager, path: Path, requests: Sequence[Request], options: argparse.Namespace) -> list[Lives]:
+    """Nothing is updated in this part: it may read the database that the audit begins with."""
+    say("  when lives end", end="")
+    asked, done = busiest(requests), []
+    with Database(path) as database:
+        for way in WAYS:
+            say(".", end="")
+            done.append(await live(way, manager, Restaurants(database), asked, callers=-(-options.callers // 2), life=options.life))
+    say(f" {len(done)} times {done[0].traffic.seconds:.1f} s")
+    return done
 
 
 def _audit(directory: Path, ledger: Ledger) -> int:

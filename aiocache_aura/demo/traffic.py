@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from aiocache_aura.demo.ledger import Ledger
@@ -23,7 +23,7 @@ class Traffic:
 
 async def run(
     back_end: Restaurants,
-    requests: Sequence[Request],
+    requests: Iterable[Request],
     ledger: Ledger,
     *,
     callers: int,

@@ -32,7 +32,7 @@ from typing import Any, Final, TypeAlias
 
 import anyio
 
-from aiocache_aura.errors import CacheError, LoadDeadlineError, RecursiveLoadError
+from aiocache_aura.errors import CacheError, RecursiveLoadError
 
 Load: TypeAlias = Callable[[], Awaitable[Any]]
 
@@ -225,10 +225,11 @@ class Flight:
             founder = self.was_founded_by(waiter.began)
             waiter.future.set_result(result if founder or (confirmed and waiter.early) else RETRY)
 
-    def fail(self, error: BaseException) -> None:
-        """The load failed: founders get its exception, late ones look again."""
+    def fail(self, error: BaseException, *, for_everybody: bool = False) -> None:
+        """The load failed: founders get its exception, late ones look again, unless there is nothing more to be had, or they would go round
+        in a circle."""
         for waiter in self._end():
-            late = not self.was_founded_by(waiter.began) and (isinstance(error, LoadDeadlineError) or not isinstance(error, CacheError))
+            late = not self.was_founded_by(waiter.began) and not for_everybody and not isinstance(error, RecursiveLoadError)
             if late or isinstance(error, NobodyLoads) or (isinstance(error, Paused) and not waiter.content):
                 waiter.future.set_result(RETRY)
             elif isinstance(error, asyncio.CancelledError):
@@ -365,7 +366,7 @@ class Flights:
     async def aclose(self) -> None:
         """Fail every flight, closed ones too, and wait for the tasks to end."""
         for flight in [flight for crew in self._tasks.values() for flight in crew.flights if flight.phase is not Phase.DONE]:
-            flight.fail(CacheError("the cache manager was closed while this value was loading"))
+            flight.fail(CacheError("the cache manager was closed while this value was loading"), for_everybody=True)
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

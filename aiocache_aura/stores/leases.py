@@ -11,9 +11,11 @@ overtaken like nothing:
                                        \\-- acquire: for its chain, twice: Failed; before its pause is over, for content askers: Failed;
                                            for others as nothing
     any of these --delete, set, purge, its time is up, eviction--> nothing
-    lease --acquire over other generations of the same scopes, force--> the lease of another
+    lease --acquire by who sees another token of a scope that both depend on, force--> the lease of another
 
 `acquire` is one script: it reads the generations, then the value (another one than the asker knows is the answer), then the lease.
+What outlasts a lease stands in it as well, and whoever takes it hands that on: until when nobody refreshes who has a value to go on with,
+and up to which chain there is nothing to wait for. A lease that is given back while either is in force leaves a mark of them.
 
 What crosses, and why it is safe
 - A holder pauses beyond its lease: another takes it, and the fence refuses the first one's fill; those who followed it are woken.
@@ -22,6 +24,8 @@ What crosses, and why it is safe
   wake-up is remembered by the follower, which was there before (M13).
 - A wake-up is lost: nobody waits longer than the lease is good for; the mark of a failure is on the server (M14).
 - An invalidation while a load is under way: its lease tells which generations it has read, so the next asker overtakes it (M15).
+- A newcomer's lease takes the place of a mark before those have seen it whom it was for: it hands on what the mark said.
+- A forced load is refused, since a later one has taken its lease, and that one fails: what it set out to replace goes all the same.
 - The answer to `acquire` is lost, or its caller is: the lease is given back by its token; if that is lost too, its time is soon up.
 - A fill is written again after a lost connection: its lease is gone, and its own value, known by its id, is there.
 
@@ -38,9 +42,9 @@ import asyncio
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from hashlib import blake2b
 from itertools import islice
 from typing import Any, Final
+from zlib import crc32
 
 from aiocache_aura.codecs.envelope import FRONT
 from aiocache_aura.errors import BackendError
@@ -63,12 +67,22 @@ from aiocache_aura.stores.base import (
 from aiocache_aura.stores.followers import Followers, KeyFollower
 from aiocache_aura.stores.replies import code_of
 from aiocache_aura.stores.requests import Writes, spelt_out
-from aiocache_aura.stores.scripts import ACQUIRE, END, FILL_LEASED, LEASE_BYTES, MARK_BYTES, RENEW, life_ms, token_lives
+from aiocache_aura.stores.scripts import (
+    ACQUIRE,
+    END,
+    FAILURE_HEAD,
+    FILL_LEASED,
+    LEASE_ATTEMPT,
+    LEASE_HEAD,
+    RENEW,
+    life_ms,
+    token_lives,
+)
 
 LEASE: Final = 3.0
 RENEWED_AT_ONCE: Final = 500
-_TOKEN, _ATTEMPT, _CHAIN = slice(1, 17), slice(40, 41), slice(41, 57)
-_MARK_ATTEMPTS, _MARK_CHAIN = slice(1, 2), slice(2, 18)
+MARK: Final = LEASE + 1.0  # seconds that word of what became of a load is kept at least: for longer than anybody waits before asking again
+_TOKEN, _FAILED_ATTEMPTS, _FAILED_CHAIN = slice(1, 17), slice(1, 2), slice(2, 18)
 
 
 class RedisLeases:
@@ -104,7 +118,7 @@ class RedisLeases:
             written()
 
         tokens = [os.urandom(TOKEN_BYTES) for _ in wants]
-        scopes = [sorted(set(want.scopes)) for want in wants]
+        scopes = [list(dict.fromkeys(want.scopes)) for want in wants]
         commands = [self._ask(*each) for each in zip(wants, tokens, scopes, strict=True)]
         try:
             replies = await self._writes.run(commands, timeout=timeout, written=on_write)
@@ -125,12 +139,12 @@ class RedisLeases:
         lives, random = token_lives(want.life), os.urandom(TOKEN_BYTES * len(scopes))
         fresh = (random[n : n + TOKEN_BYTES] for n in range(0, len(random), TOKEN_BYTES))
         keys = (want.key, self._place(want.key), *scopes)
-        return ACQUIRE.run(keys, *lives, front, token, _set_of(scopes), want.chain, life_ms(LEASE), mode, *fresh)
+        return ACQUIRE.run(keys, *lives, front, token, _names_of(scopes), want.chain, life_ms(LEASE), mode, *fresh)
 
     def _give_back(self, wants: Sequence[Want], tokens: Sequence[bytes]) -> None:
         """Whatever was taken, unknown to anybody."""
         for want, token in zip(wants, tokens, strict=True):
-            self._end(want.key, b"L" + token, b"", 0.0, wakes_all=False)
+            self._end(want.key, b"L" + token, "", wakes_all=False)
 
     # Ending
 
@@ -141,23 +155,22 @@ class RedisLeases:
 
     def release(self, key: bytes, lease: bytes) -> None:
         self._let_go(lease)
-        self._end(key, lease, b"", 0.0)
+        self._end(key, lease, "")
 
     def fail(self, key: bytes, lease: bytes, reason: bytes, *, throttle: float) -> None:
         self._let_go(lease)
-        life = max(throttle, LEASE + 1.0)
-        spare = b"%015d" % (life_ms(life) - (life_ms(throttle) if throttle > 0 else 0))
-        self._end(key, lease, b"F" + lease[_ATTEMPT] + lease[_CHAIN] + spare + reason, life)
+        self._end(key, lease, "fail", throttle=throttle, reason=reason)
 
     def leave_alone(self, key: bytes, lease: bytes) -> None:
         self._let_go(lease)
-        self._end(key, lease, b"A" + lease[_CHAIN], LEASE + 1.0)
+        self._end(key, lease, "alone")
 
-    def _end(self, key: bytes, lease: bytes, mark: bytes, life: float, *, wakes_all: bool = True) -> None:
+    def _end(self, key: bytes, lease: bytes, how: str, *, throttle: float = 0.0, reason: bytes = b"", wakes_all: bool = True) -> None:
         if len(lease) <= TOKEN_BYTES:  # no lease, and what everything begins with
             return
+        pause = 1000 * life_ms(throttle) if throttle > 0 else 0
         whom = "all" if wakes_all else ""
-        self._put([END.run((self._place(key),), lease, self._channel, key, mark, life_ms(life), whom)])
+        self._put([END.run((self._place(key),), lease, self._channel, key, how, life_ms(MARK), pause, reason, whom)])
 
     def _put(self, commands: Sequence[Command]) -> None:
         self._ending += 1
@@ -214,10 +227,10 @@ class RedisLeases:
         (there,), left = await self._writes.run([("MGET", place), ("PTTL", place)], timeout=timeout, repeatable=True)
         seconds = max(left, 0) / 1000
         match there:
-            case bytes() if len(there) == LEASE_BYTES + 1 and there.startswith(b"L"):
-                return Holder(there[_TOKEN], _number(there[_ATTEMPT]), False, seconds)
-            case bytes() if len(there) >= MARK_BYTES and there.startswith(b"F"):
-                return Holder(there[_MARK_CHAIN], _number(there[_MARK_ATTEMPTS]), True, seconds)
+            case bytes() if len(there) > LEASE_HEAD and there.startswith(b"L"):
+                return Holder(there[_TOKEN], _number(there[LEASE_ATTEMPT]), False, seconds)
+            case bytes() if len(there) >= FAILURE_HEAD and there.startswith(b"F"):
+                return Holder(there[_FAILED_CHAIN], _number(there[_FAILED_ATTEMPTS]), True, seconds)
             case _:
                 return None
 
@@ -254,9 +267,9 @@ def _standing(scopes: Sequence[bytes], reply: list[Any]) -> Standing:
             return Alone()
 
 
-def _set_of(scopes: Sequence[bytes]) -> bytes:
-    """Which scopes these are: only loads of the same ones can tell whether each other's generations are old (M15)."""
-    return blake2b(b"\0".join(scopes), digest_size=8).digest()
+def _names_of(scopes: Sequence[bytes]) -> bytes:
+    """What tells scopes apart: a load that depends on one and sees another token of it knows that its holder's is old (M15)."""
+    return b"".join(crc32(scope).to_bytes(4, "little") for scope in scopes)
 
 
 def _in_chunks(held: dict[bytes, bytes]) -> Iterator[list[tuple[bytes, bytes]]]:

@@ -118,7 +118,7 @@ if type(there) == 'string' then
       redis.call('PEXPIRE', KEYS[1], ARGV[2])
     end
     return there
-  elseif #there == 58 and string.sub(there, 1, 1) == 'L' then
+  elseif #there > 81 and string.sub(there, 1, 1) == 'L' then
     return there
   end
 end
@@ -164,83 +164,127 @@ EXPIRE: Final = Script(
     _UNLESS_CHANGED + _SET,
 )
 
-# Leases: what the permit's key holds while one process loads for all (M9). The byte that says that somebody follows comes last, so that
-# "still mine" compares what stands before it. A permit has 16 bytes, and so is none of these:
-#   lease     L token(16) set of scopes(8) digest(15) attempt(1) chain(16) followed(1)
-#   failure   F attempts(1) chain(16) milliseconds of its life that are left when its pause is over(15) reason
-#   alone     A chain(16)
+# Leases: what the permit's key holds while one process loads for all (M9). The byte that says that somebody follows comes last, so
+# that "still mine" compares what stands before it. A permit has 16 bytes, and so is none of these. Numbers have 16 digits, times are in
+# microseconds:
+#   lease     L token(16) attempt(1) chain upto until front(15) scopes(12 each) followed(1)
+#   failure   F attempts(1) chain upto until reason
+#   mark      A upto until
+# Chains of attempts are numbered upwards; whoever waited for one up to `upto` has nothing to wait for, since its value was not to be
+# stored. Until `until` nobody refreshes who has a value to go on with. Both outlast the lease in which they stand. `front` is what the
+# value began with that a forced load sets out to replace. Of each scope: 4 bytes of its name's checksum, and the half of its token that
+# every invalidation replaces.
 
-LEASE_BYTES: Final = 57  # that are compared
-MARK_BYTES: Final = 33  # before the reason
+LEASE_HEAD: Final = 81
+LEASE_ATTEMPT: Final = slice(17, 18)
+FAILURE_HEAD: Final = 50
+
+_LEASES = """
+local function number(text, from)
+  return tonumber(string.sub(text, from, from + 15)) or 0
+end
+local function spelt(number)
+  return string.format('%016.0f', number)
+end
+local function now()
+  local time = redis.call('TIME')
+  return time[1] * 1000000 + time[2]
+end
+local function is_mine(there, lease)
+  return type(there) == 'string' and #there == #lease + 1 and string.sub(there, 1, -2) == lease
+end
+local function wake(channel, key)
+  redis.pcall('PUBLISH', channel, key)
+end
+"""  # who may publish nothing on the channel wakes nobody
 
 ACQUIRE: Final = Script(
     "ACQUIRE",
-    # KEYS value, lease, scopes. ARGV one life, two lives, how the value seen began, token, set, chain, PX, "force" "content" or "", then a
-    # fresh token for each scope. An answer is its kind, the scopes' tokens, and what the kind has to say (M6, M12, M14, M15).
-    # The digest is the sum of what is in the soft halves, which every invalidation replaces: any change of any token changes it.
+    # KEYS value, lease, scopes. ARGV one life, two lives, how the value seen began, token, the scopes' names' checksums, chain, PX,
+    # "force" "content" or "", then a fresh token for each scope. An answer is its kind, the scopes' tokens, and what the kind has to say
+    # (M6, M12 to M15).
     _PLANTED
+    + _LEASES
     + """
-local seen, token, set, asked, px, mode = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8]
-local found, tokens, sum = redis.call('MGET', unpack(KEYS, 2)), {}, 0
-for i = 3, #KEYS do
-  local scope = planted(KEYS[i], found[i - 1], ARGV[i + 6])
-  local a, b, c, d, e, f = string.byte(scope, 9, 14)
-  sum = (sum + ((((a * 256 + b) * 256 + c) * 256 + d) * 256 + e) * 256 + f) % 281474976710656
-  tokens[i - 2] = scope
+local seen, token, names, asked, px, mode = ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6]) or 0, ARGV[7], ARGV[8]
+local found, tokens, scopes = redis.call('MGET', unpack(KEYS, 2)), {}, {}
+for i = 1, #KEYS - 2 do
+  tokens[i] = planted(KEYS[i + 2], found[i + 1], ARGV[i + 8])
+  scopes[i] = string.sub(names, i * 4 - 3, i * 4) .. string.sub(tokens[i], 9)
+end
+local front = redis.pcall('GETRANGE', KEYS[1], 0, 14)
+if mode ~= 'force' and type(front) == 'string' and front ~= '' and front ~= seen then
+  return {'found', tokens, redis.call('GET', KEYS[1])}
+end
+local there, kind, left, time = found[1] or '', '', 0, now()
+if #there > 16 then
+  kind, left = string.sub(there, 1, 1), redis.call('PTTL', KEYS[2])
+end
+local attempt, chain, upto, till, followed, reason = '1', 0, 0, 0, '0', ''
+if left > 0 and kind == 'L' and #there > 81 then
+  chain, upto, till, followed = number(there, 19), number(there, 35), number(there, 51), string.sub(there, -1)
+elseif left > 0 and kind == 'F' and #there >= 50 then
+  chain, upto, till, reason = number(there, 3), number(there, 19), number(there, 35), string.sub(there, 51)
+elseif left > 0 and kind == 'A' and #there == 33 then
+  upto, till = number(there, 2), number(there, 18)
+else
+  kind = ''
 end
 if mode ~= 'force' then
-  local front = redis.pcall('GETRANGE', KEYS[1], 0, 14)
-  if type(front) == 'string' and front ~= '' and front ~= seen then
-    return {'found', tokens, redis.call('GET', KEYS[1])}
-  end
-end
-local digest = string.format('%015.0f', sum)
-local attempt, chain, followed, there = '1', token, '0', found[1] or ''
-if #there > 16 then
-  local kind, left = string.sub(there, 1, 1), redis.call('PTTL', KEYS[2])
-  if kind == 'L' and #there == 58 and left > 0 then
-    followed = string.sub(there, 58)
-    local doomed = string.sub(there, 18, 25) == set and string.sub(there, 26, 40) ~= digest
-    if mode ~= 'force' and not doomed then
-      if followed ~= '1' then
-        redis.pcall('SETRANGE', KEYS[2], 57, '1')
-      end
-      return {'held', tokens, string.sub(there, 42, 57), left}
-    end
-  elseif mode ~= 'force' and kind == 'F' and #there >= 33 and left > 0 then
-    local pause = math.max(left - (tonumber(string.sub(there, 19, 33)) or left), 0)
-    local failed, own = string.sub(there, 2, 2), string.sub(there, 3, 18) == asked
-    if (mode == 'content' and pause > 0) or (own and failed ~= '1') then
-      return {'failed', tokens, string.sub(there, 34), pause}
-    elseif own then
-      attempt, chain = '2', asked
-    end
-  elseif mode ~= 'force' and kind == 'A' and #there == 17 and left > 0 and string.sub(there, 2) == asked then
+  local pause, doomed = math.max(till - time, 0) / 1000, false
+  if asked > 0 and asked <= upto then
     return {'alone', tokens}
+  elseif mode == 'content' and pause > 0 and kind ~= 'L' then
+    return {'failed', tokens, reason, math.ceil(pause)}
+  elseif kind == 'L' then
+    local own = {}
+    for _, scope in ipairs(scopes) do
+      own[string.sub(scope, 1, 4)] = string.sub(scope, 5)
+    end
+    for at = 82, #there - 12, 12 do
+      local half = own[string.sub(there, at, at + 3)]
+      doomed = doomed or (half and half ~= string.sub(there, at + 4, at + 11))
+    end
+    if not doomed then
+      if followed ~= '1' then
+        redis.pcall('SETRANGE', KEYS[2], #there - 1, '1')
+      end
+      return {'held', tokens, spelt(chain), left}
+    elseif mode == 'content' and pause > 0 then
+      return {'failed', tokens, '', math.ceil(pause)}
+    end
+  elseif kind == 'F' and asked > 0 and chain == asked then
+    if string.sub(there, 2, 2) ~= '1' then
+      return {'failed', tokens, reason, math.ceil(pause)}
+    end
+    attempt = '2'
   end
 end
-local lease = 'L' .. token .. set .. digest .. attempt .. chain
+if attempt == '1' then
+  chain = math.max(chain, upto, time) + 1
+end
+if mode ~= 'force' or type(front) ~= 'string' or #front < 15 then
+  front = string.rep('-', 15)
+end
+local lease = 'L' .. token .. attempt .. spelt(chain) .. spelt(upto) .. spelt(till) .. front .. table.concat(scopes)
 redis.call('SET', KEYS[2], lease .. followed, 'PX', px)
 return {'leased', tokens, lease}
 """,
 )
 
-# A lease that is not there any more may be followed still, by those who saw it. Who may publish nothing on the channel wakes nobody.
-_WOKEN = """
-local function wake(channel, key)
-  redis.pcall('PUBLISH', channel, key)
-end
-"""
-
 FILL_LEASED: Final = Script(
     "FILL_LEASED",
-    # KEYS value, lease. ARGV lease, raw, life, channel. As FILL, and the lease goes. Sent again, it finds its own value there.
-    _WOKEN
+    # KEYS value, lease. ARGV lease, raw, life, channel. As FILL, and the lease goes. Sent again, it finds its own value there. A forced
+    # load that is refused takes away what it set out to replace. A lease that is not there any more may still be followed by who saw it.
+    _LEASES
     + """
 local lease = redis.pcall('GET', KEYS[2])
-if type(lease) ~= 'string' or #lease ~= 58 or string.sub(lease, 1, 57) ~= ARGV[1] then
-  if redis.pcall('GETRANGE', KEYS[1], 0, 14) == string.sub(ARGV[2], 1, 15) then
+if not is_mine(lease, ARGV[1]) then
+  local front = redis.pcall('GETRANGE', KEYS[1], 0, 14)
+  if front == string.sub(ARGV[2], 1, 15) then
     return 1
+  elseif front == string.sub(ARGV[1], 67, 81) then
+    redis.call('DEL', KEYS[1])
   end
   wake(ARGV[4], KEYS[1])
   return 0
@@ -249,7 +293,7 @@ end
     + _PUT
     + """
 redis.call('DEL', KEYS[2])
-if string.sub(lease, 58) == '1' then
+if string.sub(lease, -1) == '1' then
   wake(ARGV[4], KEYS[1])
 end
 return 1
@@ -258,22 +302,31 @@ return 1
 
 END: Final = Script(
     "END",
-    # KEYS lease. ARGV lease or what it begins with, channel, key, the mark to leave or "", its PX, and "all" to wake who follows it though
-    # it is gone. A server without memory takes the mark behind a DEL, or takes none: the lease ends all the same.
-    _WOKEN
+    # KEYS lease. ARGV lease or what it begins with, channel, key, "fail" "alone" or "", least PX of a mark, throttle in microseconds,
+    # reason, and "all" to wake who follows it though it is gone. A server without memory takes the mark behind a DEL, or takes none: the
+    # lease ends all the same.
+    _LEASES
     + """
 local lease = redis.pcall('GET', KEYS[1])
-if type(lease) ~= 'string' or #lease ~= 58 or string.sub(lease, 1, #ARGV[1]) ~= ARGV[1] then
-  if ARGV[6] == 'all' then
+if type(lease) ~= 'string' or #lease < 82 or string.sub(lease, 1, #ARGV[1]) ~= ARGV[1] then
+  if ARGV[8] == 'all' then
     wake(ARGV[2], ARGV[3])
   end
   return 0
 end
-redis.call('DEL', KEYS[1])
-if ARGV[4] ~= '' then
-  redis.pcall('SET', KEYS[1], ARGV[4], 'PX', ARGV[5])
+local how, time, upto, till, mark = ARGV[4], now(), number(lease, 35), number(lease, 51), ''
+if how == 'fail' then
+  till = math.max(till, time + tonumber(ARGV[6]))
+  mark = 'F' .. string.sub(lease, 18, 34) .. spelt(upto) .. spelt(till) .. ARGV[7]
+elseif how == 'alone' or upto > 0 or till > time then
+  upto = how == 'alone' and number(lease, 19) or upto
+  mark = 'A' .. spelt(upto) .. spelt(till)
 end
-if string.sub(lease, 58) == '1' then
+redis.call('DEL', KEYS[1])
+if mark ~= '' then
+  redis.pcall('SET', KEYS[1], mark, 'PX', math.max(tonumber(ARGV[5]), math.ceil((till - time) / 1000)))
+end
+if string.sub(lease, -1) == '1' then
   wake(ARGV[2], ARGV[3])
 end
 return 1
@@ -283,13 +336,11 @@ return 1
 RENEW: Final = Script(
     "RENEW",
     # KEYS leases. ARGV PX, then the lease that each has to be. Which of them are held.
-    """
+    _LEASES
+    + """
 local there, held = redis.call('MGET', unpack(KEYS)), {}
 for i, key in ipairs(KEYS) do
-  held[i] = 0
-  if there[i] and string.sub(there[i], 1, 57) == ARGV[i + 1] then
-    held[i] = redis.call('PEXPIRE', key, ARGV[1])
-  end
+  held[i] = is_mine(there[i], ARGV[i + 1]) and redis.call('PEXPIRE', key, ARGV[1]) or 0
 end
 return held
 """,

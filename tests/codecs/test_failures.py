@@ -205,7 +205,7 @@ class TestRebuilt:
 
     def test_a_name_alone_makes_nothing(self) -> None:
         """Where the arguments are not known, no error is raised that pretends to have none."""
-        raw = failures.named(KeyError(object()))
+        raw = failures.told_of(KeyError(object()))
         assert failures.rebuilt(raw, (KeyError,)) is None
         assert failures.found_again(raw) is None
         assert failures.told(raw) == "KeyError"

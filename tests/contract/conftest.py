@@ -20,7 +20,7 @@ from tests.servers import ENGINES, Server
 REMOTE = ["fakeredis", *(f"{engine}-tcp" for engine in ENGINES), f"{ENGINES[0]}-unix"]
 STORES = ["memory", *REMOTE]
 PREFIX = "shop"
-PATIENT = 5.0  # seconds: what is tested here is not how fast a machine is
+PATIENT = 10.0  # seconds: what is tested here is not how fast a machine is
 
 
 class Store:

@@ -6,8 +6,8 @@ import asyncio
 import gc
 import logging
 import pickle
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import fakeredis
@@ -35,6 +35,7 @@ from aiocache_aura.errors import (
 from aiocache_aura.policy import CachePolicy
 from aiocache_aura.redis_client import RedisClient
 from aiocache_aura.types import FOREVER
+from tests.clocks import running_time
 from tests.contract.conftest import PATIENT
 
 KINDS = {
@@ -160,8 +161,9 @@ class TestWhatTheySay:
         """The address, and why."""
         server = own_server()
         where = f"{server.host}:{server.port}"
-        async with CacheManager(server.url, strict=True, budget=0.1) as manager:
-            assert await manager.set("menu", "a", 1) is True
+        async with CacheManager(server.url, strict=True, budget=0.25) as manager:
+            with suppress(BackendTimeoutError):
+                await manager.set("menu", "a", 1)
             server.stop()
             with pytest.raises(BackendTimeoutError, match=where):
                 await manager.get("menu", "a")
@@ -294,12 +296,12 @@ class TestFailing:
                 return n
 
             with caplog.at_level(logging.WARNING, "aiocache_aura"):
-                started = time.monotonic()
+                started = running_time()
                 assert [await dish(1), await dish(1), await Menu().plain(2), await dish.refresh(3)] == [[1], [1], [2], [3]]
                 assert await manager.get_or_load("menu", "a", lambda: 4) == 4
                 assert await manager.get_or_load_many("menu", ["a", "b"], lambda keys: dict.fromkeys(keys, 5)) == {"a": 5, "b": 5}
                 assert await asyncio.gather(*(dish(6) for _ in range(50))) == [[6]] * 50
-                assert time.monotonic() - started < 2.5
+                assert running_time() - started < 2.5
                 assert await change(7) == 7
                 await asyncio.gather(*(dish(8) for _ in range(10)))
             assert calls[:4] == [1, 1, 2, 3]
@@ -361,7 +363,7 @@ class TestFailing:
     async def test_it_comes_back_by_itself(self, own_server):
         """Hits again, once the server is there again; nothing has to be made anew."""
         server = own_server()
-        async with CacheManager(server.url, budget=0.1) as manager:
+        async with CacheManager(server.url, budget=PATIENT) as manager:
             calls = []
 
             @cache_menu(manager=manager)
@@ -375,7 +377,7 @@ class TestFailing:
             await dish(1), await dish(1)
             assert calls == [1, 1, 1]
             server.start()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENT):
                 while not await dish.exists(1):
                     await dish(1)
                     await asyncio.sleep(0.01)
@@ -387,13 +389,13 @@ class TestFailing:
         fake = fakeredis.FakeServer()
         fake.connected = False
         client = fakeredis.FakeAsyncRedis(server=fake)
-        async with CacheManager(client=client, budget=0.1) as manager:
+        async with CacheManager(client=client, budget=0.1) as hasty, CacheManager(client=client, budget=PATIENT) as manager:
 
             @cache_menu(manager=manager)
             async def dish(n: int) -> int:
                 return n
 
-            assert [await dish(1), await manager.get("menu", "a"), await manager.set("menu", "a", 1)] == [1, None, False]
+            assert [await dish(1), await manager.get("menu", "a"), await hasty.set("menu", "a", 1)] == [1, None, False]
             fake.connected = True
             assert await dish(1) == 1
             assert await dish.exists(1) is True
@@ -498,7 +500,10 @@ class TestSecrecy:
                     client.set(f"shop:menu:t{ARGUMENTS[1]}:=key-of-mine", f"{VALUE} of another program")
 
         with caplog.at_level(logging.DEBUG):
-            async with CacheManager(url, prefix="shop", log_keys=log_keys, budget=0.25) as manager:
+            async with (
+                CacheManager(url, prefix="shop", log_keys=log_keys, budget=PATIENT) as manager,
+                CacheManager(url, prefix="shop", log_keys=log_keys, budget=0.25) as hasty,
+            ):
                 await workload(manager, spoil)
                 stats = manager.stats()["menu"]
                 assert min(stats["hits"], stats["misses"], stats["unstorable"], stats["load_errors"], stats["deletes"]) > 0
@@ -507,11 +512,12 @@ class TestSecrecy:
                     with server.client(password=PASSWORD) as client:
                         client.config_set("maxmemory", 1), client.config_set("maxmemory-policy", "noeviction")
                     await manager.set("menu", ARGUMENTS[4], VALUE)
+                    await asyncio.gather(*manager._engines.place().behind)
                     server.kill()
                     with tenant_scope(ARGUMENTS[1]):
-                        await manager.set("menu", ARGUMENTS[4], VALUE), await manager.invalidate("menu", tags=[ARGUMENTS[3]])
+                        await hasty.set("menu", ARGUMENTS[4], VALUE), await hasty.invalidate("menu", tags=[ARGUMENTS[3]])
                         await manager.get_or_load("menu", ARGUMENTS[4], lambda: VALUE)
-                    assert manager.stats()["menu"]["errors"] > 0
+                    assert min(one.stats()["menu"]["errors"] for one in (manager, hasty)) > 0
                 assert_none_in(reprs(), VALUE, PASSWORD, SECRET)
         assert_none_in(caplog.text, VALUE, PASSWORD, SECRET)
         if log_keys:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +20,7 @@ from aiocache_aura.context import tenant_scope, user_scope
 from aiocache_aura.decorators import cache_menu
 from aiocache_aura.policy import CachePolicy
 from aiocache_aura.types import ALL, FOREVER
-from tests.clocks import ManualClock
+from tests.clocks import ManualClock, running_time
 from tests.contract.conftest import PATIENT, STORES, Store, opened
 from tests.steps import Source, settled, soon
 
@@ -299,7 +298,7 @@ class Reads:
     """One entry - of tenant 1, user 5, with the tag x - in the ways in which it can be loaded."""
 
     def __init__(self, managers: list[CacheManager], how: str) -> None:
-        self.source, self.how = Source(held=True), how
+        self.source, self.how, self.keys = Source(held=True), how, ["a", "z"]
         self.functions = {}
         for manager in dict.fromkeys(managers):
 
@@ -318,7 +317,7 @@ class Reads:
         async def load(keys: list[str]) -> dict[str, int]:
             return dict.fromkeys(keys, await self.source.load())
 
-        return (await manager.get_or_load_many("menu", ["a", "z"], load, tags=["x"], **WHERE))["a"]
+        return (await manager.get_or_load_many("menu", self.keys, load, tags=["x"], **WHERE))["a"]
 
     async def first(self, manager: CacheManager) -> Any:
         return await (self.functions[manager].refresh(1, 5) if self.how == "refresh" else self.read(manager))
@@ -397,6 +396,7 @@ class TestLoadsUnderWay:
             first = asyncio.ensure_future(reads.first(manager))
             load = await reads.source.begun()
             reads.source.version, reads.source.held = 2, False
+            reads.keys = ["a"]  # z may not have been cleared: who asks for it waits for the load that is under way
             await void(clearer, reads)
             if peer is not manager:
                 assert await soon(reads.read(peer)) == 2
@@ -549,50 +549,58 @@ class TestDelivery:
     async def test_the_answer_is_false_when_the_server_is_gone(self, own_server, strict):
         """None of them raises, under `strict` neither; once it is back they are delivered again."""
         server = own_server()
-        async with CacheManager(server.url, prefix="shop", strict=strict, budget=0.05) as manager:
+        async with (
+            CacheManager(server.url, prefix="shop", strict=strict, budget=0.05) as hasty,
+            CacheManager(server.url, prefix="shop", strict=strict, budget=PATIENT) as patient,
+        ):
 
-            @cache_menu(manager=manager)
-            async def dish(n: int) -> int:
-                return n
+            def uses_of(manager: CacheManager) -> list[Callable[[], Awaitable[Any]]]:
+                @cache_menu(manager=manager)
+                async def dish(n: int) -> int:
+                    return n
 
-            uses: list[Callable[[], Awaitable[Any]]] = [
-                lambda: manager.invalidate("menu"),
-                lambda: manager.invalidate("menu", tenant=1, tags=["x"]),
-                lambda: manager.invalidate_menu(1),
-                lambda: manager.invalidate_permissions(user=5),
-                lambda: manager.invalidate_tenant(1),
-                lambda: manager.invalidate_user(5),
-                lambda: manager.invalidate_tags("x"),
-                lambda: manager.caches["menu"].clear_namespace(),
-                lambda: manager.caches["menu"].clear_namespace(reclaim=True),
-                lambda: dish.invalidate(1),
-                lambda: dish.cache_clear(),
-            ]
-            async with asyncio.timeout(PATIENT):
-                while not await manager.invalidate("menu"):
-                    pass
+                return [
+                    lambda: manager.invalidate("menu"),
+                    lambda: manager.invalidate("menu", tenant=1, tags=["x"]),
+                    lambda: manager.invalidate_menu(1),
+                    lambda: manager.invalidate_permissions(user=5),
+                    lambda: manager.invalidate_tenant(1),
+                    lambda: manager.invalidate_user(5),
+                    lambda: manager.invalidate_tags("x"),
+                    lambda: manager.caches["menu"].clear_namespace(),
+                    lambda: manager.caches["menu"].clear_namespace(reclaim=True),
+                    lambda: dish.invalidate(1),
+                    lambda: dish.cache_clear(),
+                ]
+
+            uses = uses_of(patient)
             assert [await use() for use in uses] == [True] * len(uses)
-            await done_behind(manager)
+            await done_behind(patient)
+            uses = uses_of(hasty)
+            async with asyncio.timeout(PATIENT):
+                while not await hasty.invalidate("menu"):
+                    pass
             server.kill()
-            started = time.monotonic()
+            started = running_time()
             assert [await use() for use in uses] == [False] * len(uses)
-            await done_behind(manager)
-            assert time.monotonic() - started < 5 * len(uses) * manager.settings.budget
-            assert await dish(1) == 1
+            await done_behind(hasty)
+            assert running_time() - started < 5 * len(uses) * hasty.settings.budget
+            assert await hasty.get_or_load("menu", "a", lambda: 1) == 1
             server.start()
-            async with asyncio.timeout(5):
-                while not await manager.invalidate("menu"):
+            async with asyncio.timeout(PATIENT):
+                while not await hasty.invalidate("menu"):
                     await asyncio.sleep(0.01)
 
     async def test_over_fakeredis_too(self):
         fake = fakeredis.FakeServer()
         client = fakeredis.FakeAsyncRedis(server=fake)
-        async with CacheManager(client=client, budget=0.1) as manager:
+        async with CacheManager(client=client, budget=0.1) as hasty, CacheManager(client=client, budget=PATIENT) as manager:
             await manager.set("menu", "a", 1)
             fake.connected = False
-            assert await manager.invalidate("menu") is False
-            assert await manager.caches["menu"].clear_namespace(reclaim=True) is False
-            assert (await manager.get("menu", "a"), await manager.delete("menu", "a")) == (None, 0)
+            assert await hasty.invalidate("menu") is False
+            assert await hasty.caches["menu"].clear_namespace(reclaim=True) is False
+            assert (await hasty.get("menu", "a"), await hasty.delete("menu", "a")) == (None, 0)
+            await done_behind(hasty)
             fake.connected = True
             assert await manager.get("menu", "a") == 1
             assert await manager.invalidate("menu") is True

@@ -13,8 +13,8 @@ PACKAGE = ROOT / "aiocache_aura"
 # From the top. A module that is not here fails the test: give it a floor.
 FLOORS = [
     {"aiocache_aura", "aiocache_aura.__main__", "aiocache_aura.demo", "aiocache_aura.demo.database", "aiocache_aura.demo.figures",
-     "aiocache_aura.demo.ledger", "aiocache_aura.demo.requests", "aiocache_aura.demo.restaurants", "aiocache_aura.demo.story",
-     "aiocache_aura.demo.traffic", "aiocache_aura.testing", "aiocache_aura.testing.server",
+     "aiocache_aura.demo.ledger", "aiocache_aura.demo.lives", "aiocache_aura.demo.requests", "aiocache_aura.demo.restaurants",
+     "aiocache_aura.demo.story", "aiocache_aura.demo.traffic", "aiocache_aura.testing", "aiocache_aura.testing.server",
      "aiocache_aura.integrations", "aiocache_aura.integrations.asgi"},
     {"aiocache_aura.decorators", "aiocache_aura.cached_function", "aiocache_aura.cached", "aiocache_aura.invalidating",
      "aiocache_aura.cache_manager", "aiocache_aura.namespace", "aiocache_aura.registry", "aiocache_aura.using", "aiocache_aura.providing",

@@ -40,7 +40,7 @@ class Plan:
     seconds: float = 60.0
     processes: int = 4
     profile: str = "mixed"
-    one_load: str = "process"
+    one_load: str = "fleet"
     plant: str | None = None
     budget: float = 15.0
     lease: float = 3.0
@@ -62,8 +62,8 @@ class Plan:
     def patience(self) -> float:
         """Seconds that a read may take: the budget, two loads of its own process, and in a fleet two of others behind dead leases."""
         profile = PROFILES[self.profile]
-        longest = max(profile.hang, profile.slowest)
-        others = 2 * (longest + self.lease + 1) if self.one_load == "fleet" else 0.0
+        longest = max(profile.hang if profile.hanging else 0.0, profile.slowest, 0.1)
+        others = 2 * (longest + (self.lease + 1 if profile.troubles else 0)) if self.one_load == "fleet" else 0.0
         return self.budget + 2 * longest + others
 
 
@@ -202,6 +202,8 @@ class Conductor:
         """Every worker has been imported, and waits for the beginning."""
         async with asyncio.timeout(60):
             while not all(slot.orders[-1].log.exists() for slot in self.slots):
+                if not all(slot.is_running for slot in self.slots):
+                    raise RuntimeError(f"a worker did not come to work: {self._told()[-2000:]}")
                 await asyncio.sleep(0.02)
 
     def _note(self, slot: _Slot, what: str) -> None:

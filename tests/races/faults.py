@@ -10,8 +10,9 @@ from typing import Any
 from aiocache_aura.engine import Engine
 from aiocache_aura.resilience import single_flight
 from aiocache_aura.resilience.single_flight import Flight, Flights
-from aiocache_aura.stores import redis
-from aiocache_aura.stores.base import Claim, Verdict
+from aiocache_aura.stores import leases, redis, scripts
+from aiocache_aura.stores.base import Verdict
+from aiocache_aura.stores.followers import Followers, KeyFollower
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,15 +28,21 @@ class Fault:
 
 
 def fill_without_fence() -> None:
-    """A fill is stored whatever became of its permit (M9)."""
-    fill = redis.RedisPort.fill
-
-    async def unfenced(self: Any, fills: Any, **how: Any) -> list[Verdict]:
-        keys = [(one.key, ()) for one in fills]
-        permits = [claim.permit for claim in await self.claim(keys, life=60.0, timeout=how["timeout"])]
-        return await fill(self, [replace(one, permit=permit) for one, permit in zip(fills, permits, strict=True)], **how)
-
-    redis.RedisPort.fill = unfenced  # type: ignore[method-assign]
+    """A fill is stored whatever became of its permit or lease (M9)."""
+    source = """
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+if ARGV[4] then
+  local lease = redis.call('GET', KEYS[2])
+  if lease and string.sub(lease, 1, 17) == string.sub(ARGV[1], 1, 17) then
+    redis.call('DEL', KEYS[2])
+  end
+  redis.call('PUBLISH', ARGV[4], KEYS[1])
+end
+return 1
+"""
+    unfenced = scripts.Script("UNFENCED", source)
+    scripts.BY_SHA1[unfenced.sha1] = unfenced
+    redis.FILL = leases.FILL_LEASED = unfenced  # type: ignore[misc]
 
 
 def generations_after_load() -> None:
@@ -43,27 +50,27 @@ def generations_after_load() -> None:
     fill = Engine._fill
 
     async def captured_late(
-        self: Any, flights: Any, addresses: Any, loaded: Any, claims: Any, terms: Any, made: Any, left: float
+        self: Any, flights: Any, addresses: Any, results: Any, claims: Any, terms: Any, made: Any, left: float
     ) -> list[bool]:
-        if claims and left > 0:
+        if any(claims) and left > 0:
             scopes = [scope for address in addresses for scope in address.scopes]
             late = await self._port.generations(scopes, life=60.0, timeout=left)
-            claims = [Claim(claim.permit, late) for claim in claims]
-        return await fill(self, flights, addresses, loaded, claims, terms, made, left)
+            claims = [claim and replace(claim, tokens=late) for claim in claims]
+        return await fill(self, flights, addresses, results, claims, terms, made, left)
 
     Engine._fill = captured_late  # type: ignore[method-assign]
 
 
 def join_after_fill_written() -> None:
     """Who joins while the answer to the fill is on its way takes the result, too (M3, V2)."""
+    board = Flight.board
 
-    def board(self: Flight, began: int, load: Any = None) -> single_flight.Waiter:
-        self.refuse_recursion()
-        waiter = single_flight.Waiter(began, True, load)
-        self.waiters[waiter] = None
+    def boards(self: Flight, *args: Any, **options: Any) -> single_flight.Waiter:
+        waiter = board(self, *args, **options)
+        waiter.early = True
         return waiter
 
-    Flight.board = board  # type: ignore[method-assign]
+    Flight.board = boards  # type: ignore[method-assign]
 
 
 def verdict_ignored() -> None:
@@ -98,6 +105,23 @@ def set_keeps_lease() -> None:
     redis.RedisPort.store = keeping  # type: ignore[method-assign]
 
 
+def wakeup_lost() -> None:
+    """Who follows a load of another process hears of no wake-up, and neither the lease's end nor a poll makes it ask again (M13)."""
+
+    async def sleep(self: KeyFollower, seconds: float) -> None:
+        self._future = asyncio.get_running_loop().create_future()
+        await self._future
+
+    KeyFollower._sleep = sleep  # type: ignore[method-assign]
+    Followers.heard = lambda self, payload: None  # type: ignore[method-assign]
+
+
+def lease_not_renewed() -> None:
+    """A lease ends while its load goes on (M9); a short one, so that it does not take long."""
+    leases.LEASE = 0.5  # type: ignore[misc]
+    leases.RedisLeases._renew = lambda self: None  # type: ignore[method-assign]
+
+
 def no_flights() -> None:
     """Nobody finds the flight that is under way, so everybody loads (P1)."""
     Flights.get = lambda self, key: None  # type: ignore[method-assign,assignment]
@@ -111,7 +135,7 @@ def fill_forgotten() -> None:
 def invalidation_unsent() -> None:
     """An invalidation works in its own process, and says that it was delivered (M7)."""
 
-    async def unsent(self: Any, scopes: Any, *, timeout: float) -> None:
+    async def unsent(self: Any, scopes: Any, **how: Any) -> None:
         await asyncio.sleep(0)
 
     redis.RedisPort.invalidate = unsent  # type: ignore[method-assign]
@@ -157,24 +181,21 @@ def connection_stays() -> None:
 
 
 FAULTS: dict[str, Fault] = {
-    "fill_without_fence": Fault(fill_without_fence, "fences", "P3"),
-    "generations_after_load": Fault(generations_after_load, "scopes", "P3"),
+    "fill_without_fence": Fault(fill_without_fence, "fences", "P3", one_load="fleet"),
+    "generations_after_load": Fault(generations_after_load, "scopes", "P3", one_load="fleet"),
     "join_after_fill_written": Fault(join_after_fill_written, "joins", "P3"),
-    "verdict_ignored": Fault(verdict_ignored, "fences", "P3"),
-    "unshielded_wait": Fault(unshielded_wait, "leavers", "P2"),
-    "set_keeps_lease": Fault(set_keeps_lease, "fences", "P3"),
+    "verdict_ignored": Fault(verdict_ignored, "fences", "P3", one_load="fleet"),
+    "wakeup_lost": Fault(wakeup_lost, "fences", "P2", one_load="fleet", budget=1.0),
+    "unshielded_wait": Fault(unshielded_wait, "leavers", "P2", one_load="fleet"),
+    "lease_not_renewed": Fault(lease_not_renewed, "long", "P1", one_load="fleet"),
+    "set_keeps_lease": Fault(set_keeps_lease, "fences", "P3", one_load="fleet"),
     "no_flights": Fault(no_flights, "calm", "P1"),
-    "invalidation_unsent": Fault(invalidation_unsent, "scopes", "P3"),
+    "invalidation_unsent": Fault(invalidation_unsent, "scopes", "P3", one_load="fleet"),
     "answer_forgotten": Fault(answer_forgotten, "calm", "P2", budget=1.0),
     "flight_stays": Fault(flight_stays, "leavers", "P2", budget=1.0),
-    "connection_stays": Fault(connection_stays, "calm", "end", seconds=0.5),
+    "connection_stays": Fault(connection_stays, "calm", "end", one_load="fleet", seconds=0.5),
 }
-
-LATER: dict[str, str] = {
-    "wakeup_lost": "followers are never woken, by no poll or PTTL either (M13): a read takes longer than its patience",
-    "lease_not_renewed": "a load longer than the lease is taken for dead (M9): a second load without a reason; profile deaths",
-}
-"""Of what this version does not have yet: leases. To be planted with `one_load="fleet"` as soon as it has."""
+"""Those of one_load "process" take out what leases would hide, or break what has nothing to do with them."""
 
 
 def plant(name: str) -> None:

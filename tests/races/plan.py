@@ -161,6 +161,10 @@ PROFILES: dict[str, Profile] = {
         "leavers", items=8, hot=1.0, writes=0.1, kinds=("key", "type"), slow=0.9, failing=0.0, hanging=0.0, leaving=0.3,
         verbs=("load", "batch"),
     ),
+    "long": Profile(
+        "long", items=4, hot=1.0, families=("key", "price"), callers=8, writes=0.1, kinds=("key",), slow=0.0, failing=0.0, hanging=0.9,
+        hang=1.5, leaving=0.0, verbs=("load",), pause=0.05,
+    ),
     "deaths": Profile(
         "deaths", items=16, hot=1.0, slow=0.6, slowest=0.3, hanging=0.03, hang=2.0, writes=0.05, troubles=1.0,
     ),

@@ -141,6 +141,13 @@ def test_what_is_read_lives() -> None:
         assert broken(made, act("touch", 3, 4, 5), read(last + 1011, last + 1012, 1), rules=rules) == ["life"]
 
 
+def test_a_load_may_take_longer_than_its_value_lives() -> None:
+    """Who joins it while it runs is given what it loads."""
+    rules = Rules(longest={KEY: 1.0})
+    assert broken(load(10, 2000), read(1500, 2001, 1), rules=rules) == []
+    assert broken(load(10, 2000), read(2101, 2102, 1), rules=rules) == ["life"]
+
+
 def test_what_is_read_was_made() -> None:
     """A version that nobody had loaded or set by then is from nowhere."""
     rules = Rules(longest={KEY: 60.0})
@@ -216,8 +223,10 @@ def test_p1_a_load_whose_last_caller_left_before_it_was_stored() -> None:
     assert broken(*loads, *failed, other) == []
     assert broken(*loads, read(8, 819, outcome="left")) == []
     assert broken(*loads, read(8, 719, outcome="left")) == ["P1"]
-    assert broken(*loads, read(808, 833, outcome="left")) == ["P1"]
+    assert broken(*loads, read(808, 1829, outcome="left")) == []
+    assert broken(*loads, read(808, 1831, outcome="left")) == ["P1"]
     assert broken(*loads, leaver, read(809, 822, 1, id=2)) == ["P1"]
+    assert broken(*loads, leaver, read(809, 819, 1, id=2)) == []
     assert broken(*loads, read(808, 821, outcome="left", process="b")) == ["P1"]
 
 
@@ -285,12 +294,15 @@ def test_p1_quiet_rounds_are_counted_exactly() -> None:
 
 
 def test_p1_a_failing_load_is_tried_twice_in_a_fleet() -> None:
-    """Once more for all who wait; who asks after that begins anew."""
-    rules = Rules(one_load="fleet", failing_rounds=frozenset({KEY}))
-    chain = [load(10, 12, outcome="failed"), load(13, 15, process="b", asked=9, outcome="failed")]
-    assert broken(*chain, rules=rules) == []
-    assert broken(*chain, load(16, 18, process="c", asked=9, outcome="failed"), rules=rules) == ["P1"]
-    assert broken(*chain, load(16, 18, process="c", asked=15.5, outcome="failed"), rules=rules) == []
+    """Once more for all who wait, in most rounds: a process that asks too late begins anew, which cannot be seen from outside."""
+    rules = Rules(one_load="fleet", failing_rounds=frozenset({KEY, KEY + 1}))
+
+    def failing(key: int, *processes: str) -> list[Load]:
+        return [Load(one, 1, key, n * MS, 1, 0, ended=n * MS + 1, outcome="failed") for n, one in enumerate(processes)]
+
+    assert broken(*failing(KEY, "a", "b"), *failing(KEY + 1, "a", "b"), rules=rules) == []
+    assert broken(*failing(KEY, "a", "b"), *failing(KEY + 1, "a", "b", "c"), rules=rules) == []
+    assert broken(*failing(KEY, "a", "b", "c"), *failing(KEY + 1, "a", "b", "c"), rules=rules) == ["P1", "P1"]
 
 
 # P2

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from aiocache_aura import CachePolicy, ConfigurationError
 from tests.races.conductor import ROOT, Plan, run
-from tests.races.faults import FAULTS, LATER
+from tests.races.faults import FAULTS
 from tests.races.history import Log, read_logs
 from tests.races.plan import PROFILES, Item, Target, actions, items, troubles
 from tests.races.source import Source
@@ -26,19 +25,9 @@ NAMED_BY_THE_ISSUE = {
 }  # fmt: skip
 
 
-def _modes() -> list[str]:
-    """Where one load has to do: in each process, and in the fleet as soon as there are leases."""
-    try:
-        CachePolicy(lease=True)
-    except ConfigurationError:
-        return ["process"]
-    return ["process", "fleet"]
-
-
-@pytest.mark.parametrize("one_load", _modes())
-async def test_a_clean_run(one_load: str) -> None:
+async def test_a_clean_run() -> None:
     """Four processes, with failing, slow and hanging loads, leaving callers, a kill and pauses: thousands of reads, no violation."""
-    plan = Plan(seed=3, seconds=6, profile="mixed", one_load=one_load)
+    plan = Plan(seed=3, seconds=6, profile="mixed")
     befell = [trouble.what for trouble in troubles(plan.seed, PROFILES[plan.profile], plan.seconds, plan.processes)]
     assert {"kill", "pause"} <= set(befell), "choose another seed"
     report = await run(plan)
@@ -47,12 +36,12 @@ async def test_a_clean_run(one_load: str) -> None:
     assert {read.outcome for read in report.history.reads} >= {"ok", "miss", "failed", "left"}
     assert {load.outcome for load in report.history.loads} >= {"ok", "failed"}
     assert len({act.kind for act in report.history.acts}) > 10
-    assert report.told == ""
+    assert "Traceback" not in report.told
 
 
-@pytest.mark.parametrize("one_load", _modes())
+@pytest.mark.parametrize("one_load", ["process", "fleet"])
 async def test_cold_keys_in_peace(one_load: str) -> None:
-    """Four processes, 50 callers each, ask for a cold key at once: one load in each process or, with leases, in the fleet, where one
+    """Four processes, 50 callers each, ask for a cold key at once: one load in each process, or in the fleet, where one
     that fails is tried once more. The counting is the checker's."""
     plan = Plan(seed=1, profile="herd", one_load=one_load)
     report = await run(plan)
@@ -72,9 +61,8 @@ async def test_a_planted_fault_is_caught(name: str) -> None:
 
 
 def test_every_fault_that_the_issue_names() -> None:
-    """Is planted, or said why not yet."""
-    assert set(FAULTS) | set(LATER) >= NAMED_BY_THE_ISSUE
-    assert not set(FAULTS) & set(LATER)
+    """Is planted."""
+    assert set(FAULTS) >= NAMED_BY_THE_ISSUE
 
 
 # The plan

@@ -241,14 +241,15 @@ async def test_an_evicted_token_dooms(fleet: Fleet) -> None:
     await two.take()
 
 
-async def test_other_scopes_tell_nothing(fleet: Fleet) -> None:
-    """Whoever asks with other scopes than the holder's cannot tell whether it is doomed, and follows."""
+async def test_scopes_that_both_depend_on_tell(fleet: Fleet) -> None:
+    """Whether a lease is doomed is judged by the scopes that both depend on, in whatever order; others say nothing."""
     one, two = fleet.process(), fleet.process()
     await one.take(fleet.scope("a"), fleet.scope("b"))
-    await one.port.invalidate([fleet.scope("a")], timeout=SOON)
-    await two.held(fleet.scope("a"))
-    await two.held(fleet.scope("a"), fleet.scope("b"), fleet.scope("c"))
-    await two.take(fleet.scope("a"), fleet.scope("b"))
+    await one.port.invalidate([fleet.scope("a"), fleet.scope("c")], timeout=SOON)
+    await two.held(fleet.scope("b"))
+    await two.held(fleet.scope("b"), fleet.scope("c"))
+    await two.take(fleet.scope("c"), fleet.scope("b"), fleet.scope("a"))
+    await one.held(fleet.scope("a"), fleet.scope("b"))
 
 
 async def test_no_scopes(fleet: Fleet) -> None:
@@ -263,18 +264,17 @@ async def test_no_scopes(fleet: Fleet) -> None:
 
 # Acquire: what is in the lease's place
 
-WHOLE = b"L" + bytes(scripts.LEASE_BYTES - 1) + b"0"
+WHOLE = b"L" + bytes(scripts.LEASE_HEAD - 1) + b"0"
 JUNK = {
     "empty": b"",
     "short": b"L",
     "a permit": os.urandom(16),
     "a permit that begins as a lease": b"L" * 16,
     "a lease without its end": WHOLE[:-1],
-    "more than a lease": WHOLE + b"0",
     "of no kind": b"X" + WHOLE[1:],
-    "an alone mark of somebody": b"A" + bytes(16),
+    "an alone mark of somebody": b"A" + bytes(32),
     "a failure mark cut short": b"F1" + bytes(30),
-    "a failure mark without numbers": b"F1" + bytes(16) + b"x" * 15 + b"why",
+    "a failure mark without numbers": b"F1" + b"x" * 48 + b"why",
 }
 
 
@@ -284,9 +284,9 @@ async def test_what_is_no_lease_is_overtaken(fleet: Fleet, name: str, content: b
     """Permits, and whatever else is no lease, stand in nobody's way; the lease that is taken is a whole one."""
     one = fleet.process()
     fleet.run("SET", fleet.place, JUNK[name], "PX", 60_000)
-    claim = await one.take(chain=b"c" * 16, content=content)
+    claim = await one.take(chain=b"0" * 15 + b"7", content=content)
     assert 0 < fleet.run("PTTL", fleet.place) <= 3000
-    assert len(claim.permit) == scripts.LEASE_BYTES
+    assert len(claim.permit) == scripts.LEASE_HEAD + 12
     assert await one.fill(claim)
     assert fleet.run("EXISTS", fleet.place) == 0
 
@@ -393,24 +393,76 @@ async def test_content_askers_pause(fleet: Fleet) -> None:
         assert isinstance(failed, Failed)
         assert failed.reason == b"why"
         assert 25.0 < failed.pause <= 30.0
-    fleet.run("PEXPIRE", fleet.place, 1000)
-    short = await two.ask(content=True)
-    assert isinstance(short, Failed)
-    assert 0 < short.pause <= 1.0
     await two.take()
+
+
+async def test_a_pause_outlasts_the_leases_that_take_the_place_of_its_mark(fleet: Fleet) -> None:
+    """A newcomer takes a lease while refreshes pause, and gives it back: they pause as before; if it fails, for the longer time."""
+    one, two = fleet.process(), fleet.process()
+    one.leases.fail(one.key, (await one.take()).permit, b"why", throttle=30.0)
+    await one.settle()
+    newcomer = await two.take()
+    await two.port.invalidate([fleet.scope()], timeout=SOON)
+    doomed = await one.ask(content=True)
+    assert isinstance(doomed, Failed)
+    two.leases.release(two.key, newcomer.permit)
+    await two.settle()
+    again = await one.ask(content=True)
+    assert isinstance(again, Failed)
+    assert 25.0 < again.pause <= 30.0
+    two.leases.fail(two.key, (await two.take()).permit, b"why", throttle=1.0)
+    await two.settle()
+    still = await one.ask(content=True)
+    assert isinstance(still, Failed)
+    assert 20.0 < still.pause <= 30.0
+
+
+async def test_nothing_to_share_outlasts_the_lease_that_takes_the_place_of_its_mark(fleet: Fleet) -> None:
+    """A newcomer takes a lease before the mark was seen by whom it was for: they need not wait for its load, too."""
+    one, two, three = (fleet.process() for _ in range(3))
+    claim = await one.take()
+    chain = (await two.held()).chain
+    one.leases.leave_alone(one.key, claim.permit)
+    await one.settle()
+    newcomer = await three.take()
+    assert await two.ask(chain=chain) == Alone()
+    later = (await one.held()).chain
+    assert later > chain
+    await one.held(chain=later)
+    three.leases.release(three.key, newcomer.permit)
+    await three.settle()
+    assert await two.ask(chain=chain) == Alone()
+    await one.take(chain=later)
+
+
+async def test_a_forced_load_that_is_refused_takes_away_what_it_set_out_to_replace(fleet: Fleet) -> None:
+    """Two refreshes: the first is refused, the second fails. What was there before either is gone; what came since is not touched."""
+    one, two = fleet.process(), fleet.process()
+    assert await one.fill(await one.take(), OLD)
+    first = await one.take(force=True)
+    second = await two.take(force=True)
+    assert not await one.fill(first, NEW)
+    assert await one.get() is None
+    two.leases.fail(two.key, second.permit, b"why", throttle=0.0)
+    await two.settle()
+    assert await one.fill(await one.take(), OLD)
+    third = await one.take(force=True)
+    assert await two.fill(await two.take(force=True), NEW)
+    assert not await one.fill(third, OLD)
+    assert await one.get() == NEW
 
 
 async def test_a_pause_that_is_shorter_than_the_mark(fleet: Fleet) -> None:
     """A mark stays for those who waited, a lease and a second; for content askers it counts only as long as their pause."""
     one = fleet.process()
     claim = await one.take()
-    one.leases.fail(one.key, claim.permit, b"why", throttle=1.5)
+    one.leases.fail(one.key, claim.permit, b"why", throttle=0.4)
     await one.settle()
     assert 3500 < fleet.run("PTTL", fleet.place) <= 4000
     failed = await one.ask(content=True)
     assert isinstance(failed, Failed)
-    assert 1.0 < failed.pause <= 1.5
-    fleet.run("PEXPIRE", fleet.place, 2500)
+    assert 0 < failed.pause <= 0.4
+    await asyncio.sleep(failed.pause)
     await one.take(content=True)
 
 
@@ -510,7 +562,7 @@ async def _end(process: Process, claim: Claim, end: str) -> bool:
     return False
 
 
-@pytest.mark.parametrize("permit", [b"", b"L", bytes(range(16)), b"L" * 16, bytes(scripts.LEASE_BYTES)])
+@pytest.mark.parametrize("permit", [b"", b"L", bytes(range(16)), b"L" * 16, bytes(scripts.LEASE_HEAD)])
 async def test_what_is_no_lease_fills_nothing(fleet: Fleet, permit: bytes) -> None:
     """A leased fill without the lease is refused, and ends nothing, whatever it brings."""
     one = fleet.process()
@@ -756,7 +808,7 @@ async def test_a_server_that_is_gone(own_server: Callable[..., Server]) -> None:
         await one.leases.holder(one.key, timeout=0.2)
     one.leases._renew()
     one.leases.release(one.key, claim.permit)
-    one.leases.release(one.key, b"L" * scripts.LEASE_BYTES)
+    one.leases.release(one.key, b"L" * scripts.LEASE_HEAD)
     server.start()
     async with asyncio.timeout(SOON):
         while True:

@@ -25,7 +25,7 @@ from aiocache_aura.stores.redis import RedisPort
 from tests.clocks import ManualClock
 from tests.servers import ENGINES, Server
 
-SOON = 5.0
+SOON = 10.0
 RAW = b"AU\x01" + bytes(range(256)) + b"\r\n$-1\r\n\x00{}"
 
 
@@ -468,11 +468,12 @@ async def test_store_writes_over(subject: Subject) -> None:
 
 async def test_store_if_empty(subject: Subject) -> None:
     """With `seen=None` only an empty slot is written; an expired value is an empty slot."""
-    assert await subject.port.store_if(subject.key(), b"one", 0.05, seen=None, timeout=SOON)
+    assert await subject.port.store_if(subject.key(), b"one", 60.0, seen=None, timeout=SOON)
     assert not await subject.port.store_if(subject.key(), b"two", 60.0, seen=None, timeout=SOON)
     assert await subject.get() == b"one"
+    assert await subject.port.store_if(subject.key("short"), b"one", 0.05, seen=None, timeout=SOON)
     await subject.passes(0.1)
-    assert await subject.port.store_if(subject.key(), b"two", 60.0, seen=None, timeout=SOON)
+    assert await subject.port.store_if(subject.key("short"), b"two", 60.0, seen=None, timeout=SOON)
 
 
 async def test_store_if_seen(subject: Subject) -> None:
@@ -506,12 +507,12 @@ async def test_a_refused_store_if_voids_nothing(subject: Subject) -> None:
 
 async def test_expire(subject: Subject) -> None:
     """`expire` gives what was seen a new life, and does nothing to anything else; loads under way go on."""
-    await subject.store(b"value", life=0.05)
+    await subject.store(b"value", life=1.5)
     permit, _ = await subject.claim()
     assert not await subject.port.expire(subject.key(), b"touched", 60.0, seen=b"another", timeout=SOON)
     assert await subject.port.expire(subject.key(), b"touched", 60.0, seen=b"value", timeout=SOON)
     assert not await subject.port.expire(subject.key("none"), b"touched", 60.0, seen=b"value", timeout=SOON)
-    await subject.passes(0.1)
+    await subject.passes(1.6)
     assert await subject.get() == b"touched"
     assert await subject.fill(permit)
 

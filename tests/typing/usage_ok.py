@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -21,6 +21,7 @@ from aiocache_aura import (
     BoundCached,
     Cache,
     CachedFunction,
+    CacheEntry,
     CacheInfo,
     CacheManager,
     CacheParameters,
@@ -28,9 +29,11 @@ from aiocache_aura import (
     CacheTTL,
     Call,
     Clock,
+    Explanation,
     ManagerLike,
     RedisClient,
     TenantMiddleware,
+    Uncached,
     cache,
     cache_analytics,
     cache_api,
@@ -293,6 +296,48 @@ async def stacked(x: int) -> int:
     return x
 
 
+async def open_session() -> AsyncIterator[Session]:
+    yield Session()
+
+
+def first_of(error: Exception) -> list[int]:
+    return []
+
+
+@cache(
+    cache_type="orders", ttl=lambda result: 5 if result else "1m", stale="1h", soft_timeout=0.2, hard_timeout=timedelta(seconds=2)
+)  # 115
+async def fresh(x: int) -> list[int]:
+    return [x]
+
+
+@cache_menu(
+    stale_on=(TimeoutError, OSError), throttle="5s", early_refresh=True, sliding=True, load_deadline=None, keep_loading=True, lease=True
+)  # 116
+async def revalidated(x: int) -> int:
+    return x
+
+
+@cache_api(cache_none=True, negative_ttl="10s", cache_errors=(KeyError,), store_if=bool, fallback=first_of)  # 117
+async def negative(x: int) -> list[int] | None:
+    return None
+
+
+@cache_api(provide={"db": open_session})  # 118 opened by each load
+async def provided(x: int, db: Session | None = None) -> int:
+    assert db is not None
+    return x
+
+
+@cache_api()  # 119 a value that is not stored
+async def uncached(x: int) -> list[int]:
+    return Uncached.of([x])
+
+
+@invalidate_cache("menu", keep_stale=True)  # 120
+async def touch_menu() -> None: ...
+
+
 class Repo:
     @cache(cache_type="api")  # 41
     async def m(self, x: int) -> str:
@@ -427,6 +472,47 @@ async def verbs() -> None:
     assert_type(await stacked.invalidate(1), bool)
 
 
+async def freshness() -> None:
+    assert_type(await customers.using(fresh=True, max_stale="5s")(1, page=2), list[Item])  # 121
+    assert_type(await Repo().m.using(refresh=True)(1), str)  # 122
+    assert_type(await Repo.m.using(l1=False)(Repo(), 1), str)  # 123
+    assert_type(await Repo.c2.using(ttl="5m")(1), str)
+    assert_type(await Repo.s1.using(ttl=FOREVER, max_stale=None)(1), str)
+    named: BoundCached[[int], list[Row]] = bare_menu.using(fresh=True)  # 124
+    assert_type(await named.peek(1), list[Row] | None)
+    assert_type(await customers.using(fresh=True).using(ttl=5).set_value([], 1), bool)
+    assert_type(await optional.entry(1), CacheEntry[Item | None] | None)  # 125
+    entry = await optional.entry(1)
+    if entry is not None:
+        assert_type(entry.value, Item | None)
+        assert_type(entry.is_fresh, bool)
+        assert_type(entry.age + entry.left, float)
+    assert_type(await Repo.m.entry(Repo(), 1), CacheEntry[str] | None)
+    assert_type(await Repo().m.explain(1), Explanation)  # 126
+    assert_type(await Repo.m.explain(Repo(), 1), Explanation)
+    assert_type((await manager.explain("menu", "k", tenant=1)).scopes["y:menu"], bool)
+    assert_type(await manager.caches["menu"].explain("k", as_type=Item), Explanation)
+    assert_type(await manager.entry("menu", "k"), CacheEntry[Any] | None)  # 127
+    assert_type(await manager.caches["menu"].entry("k", as_type=Item), CacheEntry[Item] | None)
+    assert_type(await manager.invalidate("menu", tenant=1, keep_stale=True), bool)  # 128
+    await manager.caches["menu"].invalidate(tags=["x"], keep_stale=True)
+    await manager.invalidate_tags("a", keep_stale=True)
+    await manager.invalidate_menu(1, keep_stale=True)
+    await manager.invalidate_tenant(1, keep_stale=True)
+    await manager.invalidate_user(1, keep_stale=True)
+    await manager.invalidate_permissions(user=5, keep_stale=True)
+    assert_type(await provided(1), int)  # 129 and need not be passed
+    assert_type(await provided(1, Session()), int)
+    assert_type(await uncached(1), list[int])
+    assert_type(await revalidated(1), int)
+    assert_type(await negative(1), list[int] | None)
+    assert_type(await touch_menu(), None)
+    manager.register("orders", CachePolicy(ttl="5m", stale=60, stale_on=(KeyError,), negative_ttl=None))  # 130
+    assert_type(await manager.get_or_load("orders", "k", load, stale="1m", fallback=None), Item)
+    cache_manager.register("orders", CachePolicy(ttl=5))
+    assert_type(await fresh(1), list[int])
+
+
 async def methods() -> None:
     repo = Repo()
     assert_type(await repo.m(1), str)  # 76
@@ -557,7 +643,7 @@ async def send(message: Any) -> None: ...
 
 async def main() -> None:
     async with manager:
-        for part in (functions, verbs, methods, as_values, reading, writing, around):
+        for part in (functions, verbs, freshness, methods, as_values, reading, writing, around):
             await part()
 
 

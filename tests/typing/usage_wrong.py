@@ -101,6 +101,31 @@ async def verbs() -> None:
     await f.forget(1)  # wrong: no such verb
 
 
+async def freshness() -> None:
+    await f.using(frsh=True)(1)  # wrong: misspelt
+    await f.using(fresh=True)("1")  # wrong: another class
+    await f.using(fresh="yes")(1)  # wrong: not a bool
+    f.using(True)  # wrong: by keyword
+    await f.using(ttl=lambda result: 5)(1)  # wrong: a function of the result is for decorators
+    await Repo().m.using(refresh=True)()  # wrong: an argument is missing
+    (await f.entry(1)).value  # wrong: it may be None
+    await f.entry("1")  # wrong: another class
+    (await f.explain(1)).verdit  # wrong: verdict
+    await manager.explain("menu")  # wrong: of which key?
+    await manager.invalidate("menu", keep_stale="yes")  # wrong: not a bool
+    await manager.invalidate_tags(keep_stal=True)  # wrong: misspelt
+    cache(stale=[5])  # wrong: not a time
+    cache(stale_on=KeyError)  # wrong: a tuple of classes
+    cache(cache_errors=(KeyboardInterrupt,))  # wrong: not an Exception
+    cache(ttl=lambda: 5)  # wrong: it is given the result
+    cache(provide={"db": 5})  # wrong: a function that makes one
+    cache(provide=["db"])  # wrong: by parameter
+    CachePolicy(ttl=lambda result: 5)  # wrong: for decorators
+    CachePolicy(store_if=True)  # wrong: a function
+    await manager.set("menu", "k", 1, ttl=lambda result: 5)  # wrong: for decorators
+    manager.override("menu", ttl=lambda result: 5)  # wrong: for decorators
+
+
 async def methods() -> None:
     await Repo().m("x")  # wrong: another class
     await Repo().m.refresh()  # wrong: an argument is missing
