@@ -528,6 +528,7 @@ class World:
         self.dead.add(n)
         self.frozen.discard(n)
         self._ports(n)[1].die()
+        self._allow([key for load in self.loads if load.process == n for key in load.keys])
         for read in [read for read in self.reads if read.process == n]:
             self._cancel(read)
 
