@@ -3,14 +3,14 @@
 As `test_engine_model`, with what only a fleet has: leases (`leased`), which run out, are renewed, taken over and given back; followers and
 their wake-ups; processes that fall silent, pause, or are cut off; and time, in which values get stale and callers lose their patience.
 A history is a list of steps drawn from a seed. Everything that a network could delay is held, and moved on by a step of its own: each
-operation (asked, written, executed, answered, lost, executed after its caller has gone, executed twice), each wake-up, each load (begun, has
-read the source, ended, failed, hangs).
+operation (asked, written, executed, answered, lost, executed after its caller has gone, executed twice), each wake-up, each load (begun,
+has read the source, ended, failed, hangs).
 
 What is checked
 - P3: a read that began after an invalidation, delete or set had returned gets nothing older. After a soft invalidation a read that takes
   stale values may; `fresh`, and whoever takes none, may not. `refresh` gets nothing older than itself. Nothing is given past its life.
-- P1: in calm histories (nothing lost, cancelled, failing, evicted) each cold key is loaded once in the fleet, and once more for each write
-  of a process that does not read. In all others, loads of a key are at most 1, + 1 for each whole life that has passed, + what events allow:
+- P1: in calm histories (nothing lost, cancelled, failing, evicted) each cold key is loaded once in the fleet, and once more for each
+  write, by a process that does not read. In all others, at most 1, + 1 for each whole life that has passed, + what events allow:
       a write, an early read                              1, and 1 for each flight that it closes in its own process
       a load that fails, is left, or overruns             1; one whose value is not to be stored: 1, and 1 for each process
       a `refresh` or `fresh` read                         2: the one that it overtakes is refused
@@ -29,25 +29,26 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
+from aiocache_aura.engine import Engine
 from aiocache_aura.errors import BackendError, LoadDeadlineError, LoadTimeoutError
-from aiocache_aura.resilience import single_flight
+from aiocache_aura.loading import Loaded
 from aiocache_aura.resilience.single_flight import Flight, Waiter, _aboard
 from aiocache_aura.stores import base, followers
 from aiocache_aura.stores.memory import MemoryStore
 from aiocache_aura.terms import Terms
 from aiocache_aura.types import MISSING, Uncached
-from tests.leased import LEASE, OVER_A_NETWORK, LeasedFleet, LeasedPort, LeasedStore, Lessee, VirtualLoop
+from tests.leased import OVER_A_NETWORK, LeasedFleet, LeasedPort, LeasedStore, Lessee, VirtualLoop
 from tests.steps import ADDRESSES, Process, Step, address, settled, terms
 
 Action = tuple[str, int, int, int]  # what, a number, a key, a number
@@ -59,6 +60,7 @@ INVALIDATIONS = [
     ADDRESSES.to_invalidate(None, tenants=["2"]),
 ]
 LENGTH = 70
+FIRST = 3000  # histories, one of which has to catch a planted fault
 LIFE, STALE, DEADLINE, BUDGET = 8.0, 20.0, 20.0, 0.5
 HELD = ("lookup", "claim", "fill", "generations", "store", "store_if", "delete", "invalidate", "purge", *OVER_A_NETWORK)
 CALM = ("lookup", "acquire", "fill", "delete", "invalidate", "wake")
@@ -66,9 +68,13 @@ NAPS = [0.01, 0.1, 0.3, 0.6, 1.1, 2.5, 4.0, 9.0]
 THEMES: list[dict[str, float]] = [
     {},
     {"fail": 4.0, "load": 0.3, "flow": 2.0, "read": 4.0},
-    {"fail": 3.0, "load": 1.5, "flow": 3.0, "soften": 1.0, "read in many ways": 4.0},
     {"invalidate": 1.5, "hang": 0.7, "flow": 2.0, "read": 4.0},
     {"refresh": 2.0, "delete": 0.5, "read": 4.0},
+]
+PLOTS = [
+    "read flow load load flow soften read~softly flow load invalidate flow read flow fail flow",
+    "read flow load read flow fail fail flow read flow invalidate flow read flow fail fail flow",
+    "read flow hang invalidate flow read flow load load read flow",
 ]
 REPEATABLE = ("fill", "delete", "invalidate", "end", "renew")
 
@@ -555,7 +561,7 @@ class World:
         keys = [key, (key + 1 + d % 2) % len(PLACES)][: 1 + d // 2 % 2]
         match kind:
             case "read" | "refresh":
-                self.read(process, [key], kind, d if name else int(n < 40))
+                self.read(process, [key], kind, 2 if name == "softly" else d if name else int(n < 40))
             case "batch" | "get":
                 self.read(process, keys, kind, int(d > 8))
             case "invalidate" | "soften":
@@ -717,6 +723,10 @@ def history(seed: int, *, calm: bool = False) -> tuple[list[Action], int]:
         kinds |= rng.choice(THEMES)
     keys = rng.sample(range(len(PLACES)), rng.choice([1, 1, 1, 2, 3]))
     drawn = rng.choices(list(kinds), list(kinds.values()), k=LENGTH)
+    if not calm and rng.random() < 0.2:  # with a plot, which random steps thwart now and then
+        plot = [kind.replace("~", " ") for kind in rng.choice(PLOTS).split()]
+        drawn = [kind for told in zip(plot, drawn, strict=False) for kind in told[: 1 + (rng.random() < 0.3)]] + drawn[len(plot) :]
+        keys = keys[:1]
     return [(kind, rng.randrange(60), rng.choice(keys), rng.randrange(12)) for kind in drawn], rng.choice([2, 2, 3, 4]) + calm
 
 
@@ -749,6 +759,230 @@ def shrunk(actions: list[Action], processes: int, calm: bool, violation: Violati
                 actions, violation = fewer, found
         size //= 2
     return actions, violation
+
+
+# Tests
+
+
+@pytest.fixture(autouse=True)
+def _quiet(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL, "aiocache_aura")
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_no_history_breaks_a_promise(part: int) -> None:
+    """Reads of all kinds, loads, writes, invalidations, cancellations, losses, evictions, pauses and deaths, in any order."""
+    explore(range(part * 150, (part + 1) * 150))
+
+
+def test_no_calm_history_loads_twice() -> None:
+    """Nothing lost, failing, left or evicted: each cold key is loaded once in the fleet, and once more for each write of somebody else."""
+    explore(range(250), calm=True)
+
+
+def test_histories_reach_what_they_are_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The explorer is worth something: every answer of `acquire`, every end and every kind of outcome occurs in its histories."""
+    seen: Counter[str] = Counter()
+
+    def noted(name: str, what: Callable[..., str]) -> None:
+        real = getattr(WatchedStore, name)
+
+        def noting(self: WatchedStore, *args: Any, **options: Any) -> Any:
+            seen[what(self, *args, **options)] += 1
+            return real(self, *args, **options)
+
+        monkeypatch.setattr(WatchedStore, name, noting)
+
+    acquire, ways = WatchedStore.acquire, World.__init__
+    counts: list[Any] = []
+
+    def acquire_noted(self: WatchedStore, want: base.Want, proof: bytes) -> base.Standing:
+        there = self.place(want.key)
+        stands = acquire(self, want, proof)
+        seen[type(stands).__name__] += 1
+        if isinstance(stands, base.Claim) and there is not None and there.kind == "lease":
+            seen["forced" if want.force else "overtaken"] += 1
+        if isinstance(stands, base.Claim):
+            seen[f"attempt {self.places[want.key].attempt}"] += 1
+        return stands
+
+    def ways_noted(self: World, *args: Any, **options: Any) -> None:
+        ways(self, *args, **options)
+        counts.extend(way.counts for way in self.ways)
+
+    monkeypatch.setattr(WatchedStore, "acquire", acquire_noted)
+    monkeypatch.setattr(World, "__init__", ways_noted)
+    noted("end", lambda self, key, proof, what, *_, **__: what)
+    noted("publish", lambda *_: "wakes")
+    explore(range(150), shrinks=False)
+    for name in ("hits", "misses", "coalesced", "loads", "sets", "load_errors", "errors", "stale_served", "overruns"):
+        seen[name] = int(sum(getattr(one, name) for one in counts))
+    wanted = ["Claim", "Found", "Held", "Failed", "Alone", "forced", "overtaken", "attempt 2", "release", "fail", "leave_alone", "wakes"]
+    wanted += ["hits", "misses", "coalesced", "loads", "sets", "load_errors", "errors", "stale_served", "overruns"]
+    assert [name for name in wanted if seen[name] < 3] == []
+
+
+def test_a_seed_is_a_history() -> None:
+    """The same seed is the same history, whatever ran before it."""
+    assert history(7) == history(7)
+    assert history(7) != history(8)
+
+
+# What the checker catches
+
+
+def fill_without_fence(patch: pytest.MonkeyPatch) -> None:
+    def fill(self: MemoryStore, one: base.Fill, now: float) -> bool:
+        return self._put(one.key, one.raw, one.life, now)
+
+    patch.setattr(MemoryStore, "_fill", fill)
+
+
+def generations_read_after_the_load(patch: pytest.MonkeyPatch) -> None:
+    real = Engine._fill
+
+    async def fill(self: Engine, flights: Any, addresses: Any, results: Any, claims: Any, *rest: Any) -> list[bool]:
+        later = [
+            one and replace(one, tokens=await self._port.generations(where.scopes, life=None, timeout=BUDGET))
+            for one, where in zip(claims, addresses, strict=True)
+        ]
+        return await real(self, flights, addresses, results, later, *rest)
+
+    patch.setattr(Engine, "_fill", fill)
+
+
+def joining_after_the_fill_was_written(patch: pytest.MonkeyPatch) -> None:
+    real = Flight.board
+
+    def board(self: Flight, *args: Any, **options: Any) -> Waiter:
+        waiter = real(self, *args, **options)
+        waiter.early = True
+        return waiter
+
+    patch.setattr(Flight, "board", board)
+
+
+def verdict_ignored(patch: pytest.MonkeyPatch) -> None:
+    real = WatchedStore._fill_one
+
+    async def fill_one(self: WatchedStore, fill: base.Fill, timeout: float) -> base.Verdict:
+        return replace(await real(self, fill, timeout), accepted=True)
+
+    patch.setattr(WatchedStore, "_fill_one", fill_one)
+
+
+def wake_up_lost_and_no_limit_on_the_wait(patch: pytest.MonkeyPatch) -> None:
+    async def sleep(self: followers.KeyFollower, seconds: float) -> None:
+        self._future = asyncio.get_running_loop().create_future()
+        try:
+            await self._future
+        finally:
+            self._future = None
+
+    patch.setattr(followers.KeyFollower, "_sleep", sleep)
+
+
+def unshielded_wait(patch: pytest.MonkeyPatch) -> None:
+    async def outcome(self: Flight, waiter: Waiter) -> Any:
+        try:
+            return await waiter.future
+        except asyncio.CancelledError:
+            if self._crew is not None and self._crew.task is not None:
+                self._crew.task.cancel()
+            raise
+
+    patch.setattr(Flight, "outcome", outcome)
+
+
+def lease_not_renewed(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Lessee, "_renew", lambda self: None)
+
+
+def set_keeps_the_lease(patch: pytest.MonkeyPatch) -> None:
+    async def store(self: WatchedStore, items: Sequence[tuple[bytes, bytes, float | None]], *, timeout: float) -> None:
+        self.note("stores")
+        for key, raw, life in items:
+            self._put(key, raw, life, self._now())
+
+    patch.setattr(WatchedStore, "store", store)
+
+
+def v8_no_second_look_at_the_value(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(LeasedStore, "_is_news", lambda self, want, raw: False)
+
+
+def v9_captured_at_the_lookup(patch: pytest.MonkeyPatch) -> None:
+    look, fill = Engine._look, Engine._fill
+
+    async def looking(self: Any, address: Any, *args: Any) -> Any:
+        held, sight = await look(self, address, *args)
+        self.__dict__.setdefault("seen", {})[address.key] = sight.tokens
+        return held, sight
+
+    async def filling(self: Any, flights: Any, addresses: Any, results: Any, claims: Any, *rest: Any) -> list[bool]:
+        tokens = [self.seen.get(where.key) for where in addresses]
+        older = [
+            replace(one, tokens=seen) if one and seen and not seen.missing(where.scopes) else one
+            for one, seen, where in zip(claims, tokens, addresses, strict=True)
+        ]
+        return await fill(self, flights, addresses, results, older, *rest)
+
+    patch.setattr(Engine, "_look", looking)
+    patch.setattr(Engine, "_fill", filling)
+
+
+def v11_a_doomed_lease_is_not_taken(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(LeasedStore, "_is_doomed", lambda self, place, tokens: False)
+
+
+def v22_a_stale_value_handed_out_by_the_flight(patch: pytest.MonkeyPatch) -> None:
+    take_off, fail = Engine._take_off, Flight.fail
+    found: dict[Flight, Any] = {}
+
+    def taking_off(self: Engine, *args: Any, held: Any = None, **options: Any) -> tuple[Flight, Waiter]:
+        flight, waiter = take_off(self, *args, held=held, **options)
+        if held is not None:
+            found[flight] = Loaded(held.value, None, 0)
+        return flight, waiter
+
+    def failing(self: Flight, error: BaseException, **options: Any) -> None:
+        if self in found and isinstance(error, LoadFailed):
+            for waiter in self._end():
+                waiter.future.set_result(found[self])
+        else:
+            fail(self, error, **options)
+
+    patch.setattr(Engine, "_take_off", taking_off)
+    patch.setattr(Flight, "fail", failing)
+
+
+FAULTS: list[tuple[Callable[[pytest.MonkeyPatch], None], bool, str]] = [
+    (fill_without_fence, True, "P3"),
+    (generations_read_after_the_load, True, "P3"),
+    (joining_after_the_fill_was_written, True, "P3"),
+    (verdict_ignored, True, "P3"),
+    (wake_up_lost_and_no_limit_on_the_wait, False, "waits for nothing|waits for ever"),
+    (unshielded_wait, False, "P2"),
+    (lease_not_renewed, True, "P1"),
+    (set_keeps_the_lease, True, "P3"),
+    (v8_no_second_look_at_the_value, True, "P1"),
+    (v9_captured_at_the_lookup, True, "P1"),
+    (v11_a_doomed_lease_is_not_taken, False, "waits for nothing"),
+    (v22_a_stale_value_handed_out_by_the_flight, False, "P3"),
+]
+
+
+@pytest.mark.parametrize(("fault", "calm", "broken"), FAULTS, ids=[fault.__name__ for fault, _, _ in FAULTS])
+def test_a_planted_fault_is_caught(
+    fault: Callable[[pytest.MonkeyPatch], None], calm: bool, broken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checker can fail: with this fault in the engine or the store, one of the first histories breaks the promise that it should."""
+    fault(monkeypatch)
+    with pytest.raises(Violation, match=broken):
+        explore(range(FIRST), calm=calm, shrinks=False)
+
+
+# By hand
 
 
 def main() -> None:
