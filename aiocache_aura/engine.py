@@ -16,7 +16,6 @@ Values that cannot be stored are handed to all callers of the flight as the one 
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
@@ -31,9 +30,8 @@ from aiocache_aura.freshness import is_due, stands_in_for
 from aiocache_aura.generations import Address
 from aiocache_aura.loading import Loading, LoadMany
 from aiocache_aura.resilience.single_flight import RETRY, Flight, Load, Paused, Waiter
-from aiocache_aura.resilience.threads import settled
 from aiocache_aura.stores.base import Claim, Tokens
-from aiocache_aura.terms import Terms
+from aiocache_aura.terms import Terms, fall_back
 from aiocache_aura.types import MISSING
 
 
@@ -195,11 +193,7 @@ class Engine(Loading):
             if held.error is None:
                 return held.value
             error = held.error
-        if terms.fallback is MISSING:
-            raise error
-        if not callable(terms.fallback):
-            return terms.fallback
-        return await settled(terms.fallback(error) if _takes_one(terms.fallback) else terms.fallback())
+        return await fall_back(terms.fallback, error)
 
     def _stands_in_for(self, held: Held, terms: Terms) -> float:
         entry = held.sight.entry
@@ -402,17 +396,8 @@ class Engine(Loading):
         self._port.forget()
 
 
-def _takes_one(function: Callable[..., Any]) -> bool:
-    """Whether a fallback wants to know the error."""
-    try:
-        inspect.signature(function).bind(None)
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
 def _one_of(load: LoadMany, n: int) -> Load:
-    """A batch's loader, asked for one position: RETRY for what it leaves out is said by MISSING."""
+    """A batch's loader, asked for one position; MISSING if it leaves it out."""
 
     async def load_one() -> Any:
         return (await load([n])).get(n, MISSING)

@@ -451,7 +451,7 @@ async def test_s2_evicted_at_random(own_server: Callable[..., Server]) -> None:
     server = own_server("--maxmemory-policy", "allkeys-random", "--maxmemory-samples", "1")
     with server.client() as admin:
         used = admin.info("memory")["used_memory"]
-        admin.config_set("maxmemory", used + 350_000)
+        admin.config_set("maxmemory", used + 700_000)
         async with CacheManager(server.url, prefix="s2") as manager, CacheManager(server.url, prefix="s2") as second:
             world = World(manager, keys=300)
             other = World(second, keys=300)
@@ -462,7 +462,7 @@ async def test_s2_evicted_at_random(own_server: Callable[..., Server]) -> None:
                     while time.monotonic() < ends:
                         n += 1
                         with suppress(redis.exceptions.OutOfMemoryError):
-                            junk.set(f"junk{n % 400}", b"x" * 800)
+                            junk.set(f"junk{n % 900}", b"x" * 800)
                         await asyncio.sleep(0.0005)
             assert admin.info("stats")["evicted_keys"] > 100
             assert world.stats["hits"] > 50
@@ -621,7 +621,8 @@ async def test_s8_our_connections_are_killed(patient: tuple[Server, CacheManager
 ACLS = {
     "no admin": "+@all -@admin -@dangerous -script -info -client -config",
     "no scripts loaded": "+@all -script",
-    "what is used": "+get +mget +set +setrange +del +unlink +pttl +persist +pexpire +exists +getrange +evalsha +script|load +scan +hello",
+    "what is used": "+get +mget +set +setrange +del +unlink +pttl +persist +pexpire +exists +getrange +time "
+    "+evalsha +script|load +scan +hello",
 }
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
 
 from aiocache_aura.errors import LoadDeadlineError, LoadFailedError
 from aiocache_aura.stores import leases
+from aiocache_aura.stores.base import Command
 from tests.clocks import ManualClock
 from tests.servers import Server
 from tests.steps import ADDRESSES, SOON, Fleet, Leases, Process, Source, address, soon, terms
@@ -508,3 +509,24 @@ async def test_who_begins_after_a_load_has_failed_elsewhere_is_not_given_that_er
         await soon(first)
     assert await soon(late) == 1
     assert (failing.loads, source.loads) == (2, 1)
+
+
+async def test_a_miss_is_three_round_trips_and_a_hit_is_one(fleet: Fleet) -> None:
+    """Lookup; lease, generations and another look at the value; fill, wake-up and another look at the generations."""
+    (ours,) = leased(fleet, 1)
+    source, written = Source(), list[list[str]]()
+    await soon(ours.read(source, OTHER))
+
+    def counted(put: Callable[..., None]) -> Callable[..., None]:
+        def count(commands: Sequence[Command], *args: object, **options: object) -> None:
+            written.append([str(command[0]) for command in commands])
+            put(commands, *args, **options)
+
+        return count
+
+    for lane in (fleet.links[0].reads[0], fleet.links[0].writes):
+        lane.inner.put = counted(lane.inner.put)
+    assert await soon(ours.read(source, KEY)) == 1
+    assert written == [["MGET"], ["EVALSHA"], ["EVALSHA", "MGET"]]
+    assert await soon(ours.read(source, KEY)) == 1
+    assert written[3:] == [["MGET"]]

@@ -317,15 +317,24 @@ class TestUncached:
                 assert await manager.get_or_load_many("menu", ["a"], lambda keys: {"a": Uncached(5)}) == {"a": 5}
 
     async def test_the_annotation_is_read_without_it(self, manager):
-        """`-> set[int] | Uncached[set[int]]` is stored as a set of ints, whatever stands beside it."""
+        """What is declared as `R | Uncached[R]`, or `Uncached[R]`, is stored and read as `R`, whatever stands beside it."""
 
-        @cached(cache_type="menu", manager=manager, name="options.annotated")
-        async def load() -> set[int] | Uncached[set[int]] | None:
+        @cached(cache_type="menu", manager=manager, key="either")
+        async def either() -> set[int] | Uncached[set[int]]:
             return {1}
 
-        await load()
-        assert await load() == {1}
-        assert await manager.get("menu", "a", as_type=set[int]) is None
+        @cached(cache_type="menu", manager=manager, key="only")
+        async def only() -> Uncached[set[int]]:
+            return {2}  # type: ignore[return-value]
+
+        @cached(cache_type="menu", manager=manager, key="optional")
+        def optional() -> set[int] | None | Uncached[set[int]]:
+            return {3}
+
+        for _ in range(2):
+            assert [await either(), await only(), await optional()] == [{1}, {2}, {3}]
+        assert await manager.mget("menu", ["either", "only"], as_type=set[int]) == [{1}, {2}]
+        assert await manager.get("menu", "optional", as_type=set[int] | None) == {3}
 
 
 class TestProvide:
