@@ -137,7 +137,7 @@ class Loading(Looking):
         self, leases: Leases, flight: Flight, address: Address, terms: Terms, left: float, seen: bytes | None
     ) -> tuple[Claim | None, float] | Landed:
         """The lease and what is left of the budget, once it is ours to load; LANDED if another process has loaded it, or is about to."""
-        chain = b""
+        chain, held_at = b"", -1
         follower = leases.follow(address.key)
         try:
             while True:
@@ -150,7 +150,7 @@ class Loading(Looking):
                         self._pause(address.key, stands.left)
                         flight.finish(RETRY, confirmed=False)
                         return LANDED
-                    chain = stands.chain
+                    chain, held_at = stands.chain, written.tick
                     await follower.wait(stands.left + ASK_AGAIN)
                     left = self._budget
                 elif isinstance(stands, Found):
@@ -159,7 +159,8 @@ class Loading(Looking):
                     seen = stands.raw
                 else:
                     if isinstance(stands, Failed):
-                        flight.load_tick = written.tick  # whoever began since then has not waited for what failed
+                        # Whoever began since then has not waited for what failed; nor is its lease known not to have been doomed.
+                        flight.load_tick = written.tick if want.content else held_at
                     return self._resolved(stands, address, terms, content=want.content), left
         except BackendError as error:
             self._fault(error, terms)
