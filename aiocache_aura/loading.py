@@ -15,7 +15,8 @@
 Invariants
 - What an answer of the store gives serves only reads that began before its request was written (M1): a flight that lands with a value found
   takes the tick of that request as the beginning of its load.
-- Whoever got a lease ends it, on every way out; if this process dies, time does. The fence, not the lease, is what correctness rests on.
+- Whoever got a lease ends it, on every way out, and as soon as its flight is closed; if this process dies, time does. The fence, not the
+  lease, is what correctness rests on.
 - A refresh that failed writes nothing into the entry (M19): the pause is kept in the lease's place, for the fleet, and in this process.
 """
 
@@ -205,6 +206,11 @@ class Loading(Looking):
         spread: Callable[[Any], list[Any]],
     ) -> None:
         """Load, store, and give each flight what `spread` makes of the result: MISSING for one that has none."""
+        claims = [*claims]
+        for n, flight in enumerate(flights):
+            flight.let_go = partial(self._let_go, addresses[n], claims, n, terms)
+            if not flight.is_open:
+                flight.let_go()
         give_up = partial(self._give_up, flights, addresses, claims, terms)
         try:
             result, created, cost = await self._timed(flights, terms, run, give_up)
@@ -390,6 +396,11 @@ class Loading(Looking):
             leases.leave_alone(address.key, claim.permit)
         else:
             leases.release(address.key, claim.permit)
+
+    def _let_go(self, address: Address, claims: list[Claim | None], n: int, terms: Terms) -> None:
+        """Give back a lease under which nothing will be stored, though the load goes on."""
+        claim, claims[n] = claims[n], None
+        self._give_back(address, claim, terms)
 
     # Behind the callers
 

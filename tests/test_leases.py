@@ -170,7 +170,7 @@ async def test_p3_an_error_from_before_an_invalidation_is_not_given_to_who_began
     attempt = await source.begun()
     asked = await leases_of(ours).arrived("acquire")
     source.version = 2
-    assert await second.invalidate_type()
+    assert await first.invalidate_type()
     late = ours.read(source, KEY)
     await until(lambda: len(ours.engine.flights.by_key[KEY.key].waiters) == 2)
     attempt.fail(ConnectionError(2))

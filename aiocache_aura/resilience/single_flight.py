@@ -96,7 +96,21 @@ class Waiter:
 class Flight:
     """One load on its way, and who waits for it."""
 
-    __slots__ = ("_crew", "_flights", "_running", "anew", "kept", "key", "load_tick", "outlives", "phase", "refreshes", "scopes", "waiters")
+    __slots__ = (
+        "_crew",
+        "_flights",
+        "_running",
+        "anew",
+        "kept",
+        "key",
+        "let_go",
+        "load_tick",
+        "outlives",
+        "phase",
+        "refreshes",
+        "scopes",
+        "waiters",
+    )
 
     def __init__(self, flights: Flights, key: bytes, scopes: Iterable[bytes], refreshes: bool) -> None:
         self.key, self.scopes, self.refreshes = key, frozenset(scopes), refreshes
@@ -105,6 +119,7 @@ class Flight:
         self.load_tick: int | None = None
         self.waiters: dict[Waiter, None] = {}
         self._flights = flights
+        self.let_go: Callable[[], None] | None = None  # of what others wait for
         self._crew: _Crew | None = None
         self._running: tuple[Waiter, asyncio.Task[Any]] | None = None
 
@@ -186,8 +201,13 @@ class Flight:
     def _abandon(self) -> None:
         """Nobody waits any more. A personal load under way is cancelled by the leaving of its owner, once, so that it can clean up."""
         self._flights.take_out(self)
-        if self._crew is not None and self._running is None:
-            self._crew.lose(self)
+        if self._crew is not None and self._running is None and not self._crew.lose(self):
+            self.close()  # a batch goes on without it
+
+    def close(self) -> None:
+        """It is out of the registry and stores nothing: nobody is to wait for that (M15)."""
+        if self.let_go is not None and self.phase < Phase.FILLING:
+            self.let_go()
 
     # The load's side
 
@@ -264,9 +284,12 @@ class _Crew:
         self.flights = flights
         self.task: asyncio.Task[None] | None = None
 
-    def lose(self, flight: Flight) -> None:
-        if self.task is not None and not any(other.is_wanted for other in self.flights if other is not flight):
-            self.task.cancel()
+    def lose(self, flight: Flight) -> bool:
+        """Cancel the task, unless another of its flights is wanted; whether it was."""
+        if self.task is None or any(other.is_wanted for other in self.flights if other is not flight):
+            return False
+        self.task.cancel()
+        return True
 
 
 class Flights:
@@ -336,7 +359,7 @@ class Flights:
         for flight in crew.flights:
             if flight.phase is not Phase.DONE:
                 flight.fail(error or CacheError("the load ended without a result"))
-            flight._crew = None  # noqa: SLF001 - or flight, crew, task and its context would wait for the garbage collector
+            flight._crew = flight.let_go = None  # noqa: SLF001 - or flight, crew, task and its context would wait for the garbage collector
         crew.task = None
 
     def take_out(self, flight: Flight) -> None:
@@ -345,13 +368,14 @@ class Flights:
 
     def close(self, keys: Iterable[bytes]) -> None:
         """Deleted or set: later callers start another flight."""
-        for key in keys:
-            self.by_key.pop(key, None)
+        for flight in [self.by_key.pop(key) for key in keys if key in self.by_key]:
+            flight.close()
 
     def close_where(self, is_meant: Callable[[Flight], bool]) -> None:
         """Invalidated: as `close`, for every flight that is meant."""
         for flight in [flight for flight in self.by_key.values() if is_meant(flight)]:
             self.take_out(flight)
+            flight.close()
 
     def note_fill(self, key: bytes) -> None:
         """The fill of this key was answered."""

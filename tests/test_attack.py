@@ -1,0 +1,89 @@
+"""Ways to break the concurrent heart of the library, each forced; what was found broken once, stays mended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from aiocache_aura.stores import leases
+from tests.clocks import ManualClock
+from tests.servers import Server
+from tests.steps import SOON, Fleet, Process, Source, address, soon
+
+KEY, OTHER, THIRD = address("k"), address("other"), address("third")
+
+
+@pytest.fixture
+async def fleet(valkey: Server, clock: ManualClock) -> AsyncIterator[Fleet]:
+    fleet = Fleet(valkey.url, clock)
+    yield fleet
+    await fleet.aclose()
+
+
+@pytest.fixture
+async def ours(fleet: Fleet) -> Process:
+    return fleet.process(leased=True)
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    async with asyncio.timeout(SOON):
+        while not is_so():
+            await asyncio.sleep(0.005)
+
+
+def held_by(process: Process) -> int:
+    assert process.port.leases is not None
+    return len(process.port.leases.inner._held)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("verb", ["invalidate", "delete"])
+@pytest.mark.parametrize("when", ["claiming", "loading"])
+async def test_m15_nobody_waits_behind_a_flight_that_its_own_process_has_closed(ours: Process, verb: str, when: str) -> None:
+    """A read begins while an invalidation is on its way, whose answer closes its flight: who reads next does not wait for its lease."""
+    source = Source(held=True)
+    ours.port.hold(verb)
+    if when == "claiming":
+        ours.port.leases.hold("acquire")  # type: ignore[union-attr]
+    write = ours.start(ours.invalidate_type() if verb == "invalidate" else ours.engine.delete([KEY]))
+    step = await ours.port.arrived(verb)
+    await step.execute()
+    first = ours.read(source, KEY)
+    if when == "claiming":
+        asked = await ours.port.leases.arrived("acquire")  # type: ignore[union-attr]
+        await asked.execute()
+        step.answer()
+        await soon(write)
+        asked.answer()
+        ours.port.leases.held.clear()  # type: ignore[union-attr]
+        old = await source.begun()
+    else:
+        old = await source.begun()
+        step.answer()
+        await soon(write)
+    second = ours.read(source, KEY)
+    began = asyncio.get_running_loop().time()
+    (await source.begun()).finish()
+    assert await soon(second) == 1
+    assert asyncio.get_running_loop().time() - began < leases.LEASE - 0.5
+    old.finish()
+    assert await soon(first) == 1
+    assert (source.loads, held_by(ours)) == (2, 0)
+
+
+async def test_m17_a_key_of_a_batch_that_nobody_waits_for_is_free(ours: Process) -> None:
+    """The batch's caller leaves, one of its keys is still waited for: who asks for the other does not wait for what is thrown away."""
+    source = Source(held=True)
+    batch = ours.batch(source, KEY, OTHER)
+    load = await source.begun()
+    joined = ours.read(source, OTHER)
+    await until(lambda: ours.engine.flights.get(OTHER.key) is not None and len(ours.engine.flights.get(OTHER.key).waiters) == 2)  # type: ignore[union-attr]
+    batch.cancel()
+    await asyncio.gather(batch, return_exceptions=True)
+    read = ours.read(source, KEY)
+    (await source.begun()).finish()
+    assert await soon(read) == 1
+    load.finish()
+    assert await soon(joined) == 1
+    assert held_by(ours) == 0
