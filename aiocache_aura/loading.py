@@ -147,9 +147,7 @@ class Loading(Looking):
                 stands = (await leases.acquire([want], timeout=left, written=written))[0]
                 left -= self._monotonic() - started
                 if isinstance(stands, HeldElsewhere):
-                    if not flight.waiters:
-                        self._pause(address.key, stands.left)
-                        flight.finish(RETRY, confirmed=False)
+                    if self._is_left(flight, address, stands):
                         return LANDED
                     chain, held_at = stands.chain, written.tick
                     await follower.wait(stands.left + ASK_AGAIN)
@@ -168,6 +166,14 @@ class Loading(Looking):
             return None, 0.0
         finally:
             follower.close()
+
+    def _is_left(self, flight: Flight, address: Address, stands: Standing) -> bool:
+        """Whether a flight that nobody waits for is left to the process that loads already; it is over, then."""
+        if flight.waiters or not isinstance(stands, HeldElsewhere):
+            return False
+        self._pause(address.key, stands.left)
+        flight.finish(RETRY, confirmed=False)
+        return True
 
     def _want(self, flight: Flight, address: Address, terms: Terms, seen: bytes | None, chain: bytes) -> Want:
         content = flight.is_content and flight.refreshes

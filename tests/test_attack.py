@@ -10,7 +10,7 @@ import pytest
 from aiocache_aura.stores import leases
 from tests.clocks import ManualClock
 from tests.servers import Server
-from tests.steps import SOON, Fleet, Process, Source, address, soon
+from tests.steps import SOON, Fleet, Process, Source, address, soon, terms
 
 KEY, OTHER, THIRD = address("k"), address("other"), address("third")
 
@@ -87,3 +87,52 @@ async def test_m17_a_key_of_a_batch_that_nobody_waits_for_is_free(ours: Process)
     load.finish()
     assert await soon(joined) == 1
     assert held_by(ours) == 0
+
+
+async def test_m17_what_is_split_off_a_batch_loads_for_nobody(fleet: Fleet) -> None:
+    """The only caller of a key leaves while its batch asks for leases; another process has it, and is done: it is not loaded once more."""
+    ours, other = fleet.process(leased=True), fleet.process(leased=True)
+    source, theirs = Source(held=True), Source(held=True)
+    there = other.read(theirs, KEY)
+    load = await theirs.begun()
+    ours.port.leases.hold("acquire")  # type: ignore[union-attr]
+    batch = ours.batch(source, KEY, OTHER)
+    asked = await ours.port.leases.arrived("acquire")  # type: ignore[union-attr]
+    joined = ours.read(source, OTHER)
+    await until(lambda: len(ours.engine.flights.get(OTHER.key).waiters) == 2)  # type: ignore[union-attr]
+    batch.cancel()
+    await asyncio.gather(batch, return_exceptions=True)
+    await asked.execute()
+    there.cancel()
+    await asyncio.gather(there, return_exceptions=True)
+    assert load.future.cancelled()
+    await asyncio.sleep(0.05)  # the lease is given back
+    ours.port.leases.held.clear()  # type: ignore[union-attr]
+    asked.answer()
+    (await source.begun()).finish()
+    assert await soon(joined) == 1
+    await until(lambda: len(ours.engine.flights._tasks) == 0)  # noqa: SLF001
+    assert source.loads == 1
+
+
+async def test_m16_refreshes_of_a_batch_that_another_process_is_at_are_left_to_it(fleet: Fleet, clock: ManualClock) -> None:
+    """Nobody waits for them: one question tells it for all, and none goes on a way of its own."""
+    ours, other = fleet.process(leased=True), fleet.process(leased=True)
+    where, how, source = [KEY, OTHER, THIRD], terms(stale=600.0), Source()
+    for one in where:
+        await soon(other.read(source, one, how))
+    clock.advance(61)
+    source.held = True
+    for one in where:
+        assert await soon(other.read(source, one, how)) == 1
+    loads = [await source.begun() for _ in where]
+    ours.port.leases.hold("acquire")  # type: ignore[union-attr]
+
+    async def load(positions: list[int]) -> dict[int, int]:
+        raise AssertionError(positions)
+
+    assert await soon(ours.engine.get_or_load_many(where, how, load)) == [1, 1, 1]
+    await (await ours.port.leases.arrived("acquire")).go()  # type: ignore[union-attr]
+    await until(lambda: repr(ours.engine.flights) == "<Flights 0 open, 0 tasks>")
+    for loading in loads:
+        loading.finish()

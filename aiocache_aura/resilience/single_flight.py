@@ -333,6 +333,8 @@ class Flights:
         self.start([flight], drive)
         if flight.kept:
             flight.kept = self.take_behind(flight._crew)  # noqa: SLF001
+            if not flight.is_wanted:
+                flight._abandon()  # noqa: SLF001
 
     async def _aboard_of(self, flights: list[Flight], drive: Callable[[], Awaitable[None]]) -> None:
         _aboard.set(tuple(flights))
