@@ -312,7 +312,7 @@ class Loading(Looking):
 
     def _sealed(self, terms: Terms, value: Any) -> Sealed | None:
         """What is stored of a value, None if the policy would have it not stored."""
-        if not _judged(terms.store_if, value, True):
+        if not _judged(bool, _judged(terms.store_if, value, True), True):
             return None
         life_of = terms.life_of
         told = None if life_of is None else _judged(life_of, value, None)

@@ -136,3 +136,15 @@ async def test_m16_refreshes_of_a_batch_that_another_process_is_at_are_left_to_i
     await until(lambda: repr(ours.engine.flights) == "<Flights 0 open, 0 tasks>")
     for loading in loads:
         loading.finish()
+
+
+class Vague:
+    def __bool__(self) -> bool:
+        raise ValueError("the truth value of an array is ambiguous")
+
+
+async def test_a_store_if_whose_answer_has_no_truth_fails_no_load(ours: Process) -> None:
+    """As one that raises: the value is given, and not stored."""
+    source = Source()
+    assert await soon(ours.read(source, KEY, terms(store_if=lambda value: Vague()))) == 1
+    assert held_by(ours) == 0
