@@ -36,11 +36,11 @@ from aiocache_aura.errors import BackendError, CacheError, LoadDeadlineError, Lo
 from aiocache_aura.generations import Address
 from aiocache_aura.looking import Looking
 from aiocache_aura.policy import seconds
-from aiocache_aura.resilience.single_flight import RETRY, Flight, Load, NobodyLoads, Paused, Phase, Tick
+from aiocache_aura.resilience.single_flight import LEFT_OUT, RETRY, Flight, Load, NobodyLoads, Paused, Phase, Tick
 from aiocache_aura.stores.base import Claim, Failed, Fill, Found, Leases, Standing, Want
 from aiocache_aura.stores.base import Held as HeldElsewhere
 from aiocache_aura.terms import Terms
-from aiocache_aura.types import MISSING, Uncached
+from aiocache_aura.types import Uncached
 
 UNBOUNDED_LOAD = 3600.0  # seconds that a load without a deadline may take and still store its value
 ASK_AGAIN = 0.02  # seconds after the end of a lease, which the server may see a little later than we do
@@ -211,7 +211,7 @@ class Loading(Looking):
         left: float,
         spread: Callable[[Any], list[Any]],
     ) -> None:
-        """Load, store, and give each flight what `spread` makes of the result: MISSING for one that has none."""
+        """Load, store, and give each flight what `spread` makes of the result: LEFT_OUT for one that has none."""
         claims = [*claims]
         for n, flight in enumerate(flights):
             flight.let_go = partial(self._let_go, addresses[n], claims, n, terms)
@@ -222,13 +222,13 @@ class Loading(Looking):
             result, created, cost = await self._timed(flights, terms, run, give_up)
             if all(flight.phase is Phase.DONE for flight in flights):
                 return
-            results = [None if value is MISSING else self._loaded(terms, value) for value in spread(result)]
+            results = [None if value is LEFT_OUT else self._loaded(terms, value) for value in spread(result)]
             confirmed = await self._fill(flights, addresses, results, claims, terms, (created, cost), left)
         except BaseException as error:
             give_up(error)
             raise
         for flight, one, sure in zip(flights, results, confirmed, strict=True):
-            flight.finish(MISSING if one is None else one[0], confirmed=sure)
+            flight.finish(LEFT_OUT if one is None else one[0], confirmed=sure)
 
     async def _timed(
         self, flights: Sequence[Flight], terms: Terms, run: Load, give_up: Callable[[BaseException], None]

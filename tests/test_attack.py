@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 
+from aiocache_aura import MISSING
 from aiocache_aura.stores import leases
 from tests.clocks import ManualClock
 from tests.servers import Server
@@ -148,3 +150,19 @@ async def test_a_store_if_whose_answer_has_no_truth_fails_no_load(ours: Process)
     source = Source()
     assert await soon(ours.read(source, KEY, terms(store_if=lambda value: Vague()))) == 1
     assert held_by(ours) == 0
+
+
+async def test_a_loader_that_gives_missing_is_called_once(ours: Process) -> None:
+    """MISSING is what `get` gives by default: a loader that hands it on is not asked again and again."""
+    calls = 0
+
+    async def load() -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > 5:
+            raise RuntimeError("again and again")
+        return MISSING
+
+    assert await soon(ours.engine.get_or_load(KEY, terms(), load)) is MISSING
+    assert await soon(ours.engine.refresh(KEY, terms(), load)) is MISSING
+    assert calls == 2

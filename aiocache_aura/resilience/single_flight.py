@@ -43,7 +43,14 @@ class Retry(Enum):
     RETRY = "RETRY"
 
 
+class LeftOut(Enum):
+    """A batch's loader has left this key out. Not MISSING, which a loader may give."""
+
+    LEFT_OUT = "LEFT_OUT"
+
+
 RETRY: Final = Retry.RETRY
+LEFT_OUT: Final = LeftOut.LEFT_OUT
 REMEMBERED_FILLS = 1024
 MOST_BEHIND = 100
 CLOSING = 5.0  # seconds that loads have to end in when everything is closed
