@@ -179,7 +179,7 @@ class Engine(Loading):
             await flight.leave(waiter)
             raise
         if waiter.future.done():
-            return waiter.future.result()
+            return await flight.outcome(waiter)
         if terms.personal:
             await flight.leave(waiter)
         else:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from aiocache_aura import MISSING
+from aiocache_aura.errors import CacheError, LoadDeadlineError
 from aiocache_aura.stores import leases
 from tests.clocks import ManualClock
 from tests.servers import Server
@@ -166,3 +167,35 @@ async def test_a_loader_that_gives_missing_is_called_once(ours: Process) -> None
     assert await soon(ours.engine.get_or_load(KEY, terms(), load)) is MISSING
     assert await soon(ours.engine.refresh(KEY, terms(), load)) is MISSING
     assert calls == 2
+
+
+@pytest.mark.parametrize("hard", [None, SOON])
+@pytest.mark.parametrize("end", ["deadline", "aclose"])
+async def test_r35_a_load_that_is_failed_from_outside_ends_before_its_caller_goes_on(ours: Process, end: str, hard: float | None) -> None:
+    """A personal load uses what its caller closes next: the caller waits until it has ended, at its deadline and when all is closed too."""
+    said: list[str] = []
+    begun = asyncio.Event()
+
+    async def load() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            for _ in range(20):
+                await asyncio.sleep(0)
+            said.append("the load ended")
+
+    async def call() -> None:
+        how = terms(personal=True, hard=hard, deadline=0.05 if end == "deadline" else None)
+        try:
+            await ours.engine.get_or_load(KEY, how, load)
+        finally:
+            said.append("the caller goes on")
+
+    caller = ours.start(call())
+    await begun.wait()
+    if end == "aclose":
+        await ours.engine.flights.aclose()
+    with pytest.raises(LoadDeadlineError if end == "deadline" else CacheError):
+        await soon(caller)
+    assert said == ["the load ended", "the caller goes on"]

@@ -171,10 +171,11 @@ class Flight:
             waiting += [other for waiter in flight.waiters for other in waiter.aboard if other not in waiting]
 
     async def outcome(self, waiter: Waiter) -> Any:
-        """What the load gave, its exception, or RETRY. Leaves the flight when the caller is cancelled."""
+        """What the load gave, its exception, or RETRY. Leaves the flight when the caller is cancelled. A caller whose own load has been
+        failed from outside waits until that has ended."""
         try:
             return await waiter.future
-        except asyncio.CancelledError:
+        except BaseException:
             await self.leave(waiter)
             raise
 
@@ -183,14 +184,20 @@ class Flight:
         if self.waiters.pop(waiter, self) is self:
             if waiter.future.done() and not waiter.future.cancelled():
                 waiter.future.exception()  # retrieved: nobody else will
+            await self._see_the_end_of(waiter)
             return
         running = self._running
         if not self.waiters and self.phase < Phase.FILLING and not (self.kept or (self.outlives and self.keep())):
             self._abandon()
         if running is not None and running[0] is waiter:
             running[1].cancel()
+            await self._see_the_end_of(waiter)
+
+    async def _see_the_end_of(self, waiter: Waiter) -> None:
+        """Wait until a caller's own load, which is being cancelled, is no more."""
+        if self._running is not None and self._running[0] is waiter:
             with anyio.CancelScope(shield=True):  # a scope of anyio's cancels again and again, and would end the wait at once
-                await asyncio.wait({running[1]}, timeout=self._flights.patience)
+                await asyncio.wait({self._running[1]}, timeout=self._flights.patience)
 
     def part(self, waiter: Waiter) -> None:
         """Go, and let the load go on without anybody, if there is room for one more such; else it is abandoned."""
