@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -199,3 +200,30 @@ async def test_r35_a_load_that_is_failed_from_outside_ends_before_its_caller_goe
     with pytest.raises(LoadDeadlineError if end == "deadline" else CacheError):
         await soon(caller)
     assert said == ["the load ended", "the caller goes on"]
+
+
+async def test_batches_in_batches_do_not_hold_up_the_loop(ours: Process) -> None:
+    """Whether somebody waits for itself is looked for in as many steps as there are flights, not in their square."""
+    count, took = 60, 0.0
+
+    def keys(level: int) -> list[Any]:
+        return [address(f"{level}-{n}") for n in range(count)]
+
+    async def nested(level: int) -> Callable[[list[int]], Any]:
+        async def load(positions: list[int]) -> dict[int, int]:
+            nonlocal took
+            if level < 3:
+                await ours.engine.get_or_load_many(keys(level + 1), terms(), await nested(level + 1))
+            else:
+                started = time.thread_time()
+                await asyncio.gather(*(ours.engine.get_or_load(one, terms(), Source().load) for one in keys(level + 1)))
+                took = time.thread_time() - started
+            return dict.fromkeys(positions, 1)
+
+        return load
+
+    await asyncio.wait_for(ours.engine.get_or_load_many(keys(1), terms(), await nested(1)), 60)
+    started = time.thread_time()
+    await asyncio.gather(*(ours.engine.get_or_load(address(f"flat-{n}"), terms(), Source().load) for n in range(count)))
+    flat = time.thread_time() - started
+    assert took < 10 * flat, (took, flat)

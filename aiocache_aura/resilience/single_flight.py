@@ -154,21 +154,26 @@ class Flight:
 
     def board(self, began: int, load: Load | None = None, *, content: bool = False) -> Waiter:
         """Join now; a `load` is this caller's own, for a personal flight."""
-        self.refuse_recursion()
+        if self._crew is not None:  # else it is new, and nobody waits for it yet
+            self.refuse_recursion()
         waiter = Waiter(began, self.phase < Phase.FILLING, load, content)
         self.waiters[waiter] = None
         return waiter
 
     def refuse_recursion(self) -> None:
         """RecursiveLoadError for a loader that would wait for itself, through whatever other loads."""
-        waiting = [*_aboard.get()]
-        for flight in waiting:  # grows: who waits for these, and who for those
-            if flight is self:
+        waiting = [_aboard.get()]
+        known = {id(waiting[0])}  # a batch is one, however many wait for its flights
+        for flights in waiting:  # grows: who waits for these, and who for those
+            if self in flights:
                 raise RecursiveLoadError(
                     "a loader asked the cache for the key that it is loading, or for one whose loader waits for it; call the uncached "
                     "function (fn.__wrapped__) there"
                 )
-            waiting += [other for waiter in flight.waiters for other in waiter.aboard if other not in waiting]
+            for waiter in (waiter for flight in flights for waiter in flight.waiters):
+                if id(waiter.aboard) not in known:
+                    known.add(id(waiter.aboard))
+                    waiting.append(waiter.aboard)
 
     async def outcome(self, waiter: Waiter) -> Any:
         """What the load gave, its exception, or RETRY. Leaves the flight when the caller is cancelled. A caller whose own load has been
