@@ -377,9 +377,11 @@ class Flights:
         self._tasks.pop(task, None)
         self._behind.discard(crew)
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is None:
+            error = CacheError("the load ended without a result")
         for flight in crew.flights:
             if flight.phase is not Phase.DONE:
-                flight.fail(error or CacheError("the load ended without a result"))
+                flight.fail(error)
             flight._crew = flight.let_go = None  # noqa: SLF001 - or flight, crew, task and its context would wait for the garbage collector
         crew.task = None
 
