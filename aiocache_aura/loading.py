@@ -31,7 +31,7 @@ from typing import Any, Final, TypeAlias
 from aiocache_aura.codecs import failures
 from aiocache_aura.codecs.envelope import IS_ERROR, IS_NONE, seal
 from aiocache_aura.codecs.serializers import Undecodable
-from aiocache_aura.entries import REMEMBERED, Held, finite
+from aiocache_aura.entries import FOR_EVER, REMEMBERED, Held, finite
 from aiocache_aura.errors import BackendError, CacheError, LoadDeadlineError, LoadFailedError, SerializationError, ValueTooLargeError
 from aiocache_aura.generations import Address
 from aiocache_aura.looking import Looking
@@ -390,9 +390,11 @@ class Loading(Looking):
 
     async def _extend(self, fills: Sequence[Fill], terms: Terms, left: float) -> None:
         """Generations were planted for as long as could be foreseen; a life that only the result told may be longer (M8)."""
-        for fill in fills:
-            if terms.life_of is not None and (fill.life is None or fill.life > terms.reach):
-                await self._port.generations(fill.scopes, life=fill.life, timeout=left)
+        longer = [fill for fill in fills if terms.life_of is not None and (fill.life is None or fill.life > terms.reach)]
+        if longer:
+            scopes = tuple(dict.fromkeys(scope for fill in longer for scope in fill.scopes))
+            life = max(FOR_EVER if fill.life is None else fill.life for fill in longer)
+            await self._port.generations(scopes, life=finite(life), timeout=left)
 
     def _give_back(self, address: Address, claim: Claim | None, terms: Terms, *, nothing_to_share: bool = False) -> None:
         leases = self._leases(terms)

@@ -142,6 +142,21 @@ async def test_m16_refreshes_of_a_batch_that_another_process_is_at_are_left_to_i
         loading.finish()
 
 
+async def test_lives_that_the_results_of_a_batch_tell_are_one_question_more(ours: Process) -> None:
+    """Of two that are longer than could be foreseen, generations are extended in one round trip, and live as long as the longest."""
+    ours.port.hold("generations")
+
+    async def load(positions: list[int]) -> dict[int, int]:
+        return {n: n for n in positions}
+
+    batch = ours.start(ours.engine.get_or_load_many([KEY, OTHER], terms(life_of=lambda n: (n + 2) * 86400), load))
+    asked = await ours.port.arrived("generations")
+    await asked.go()
+    assert await soon(batch) == [0, 1]
+    lives = await ours.port.inner._writes.run([("PTTL", scope) for scope in KEY.scopes], timeout=SOON)  # type: ignore[attr-defined]  # noqa: SLF001
+    assert min(lives) > 3 * 86_400_000
+
+
 class Vague:
     def __bool__(self) -> bool:
         raise ValueError("the truth value of an array is ambiguous")
@@ -168,6 +183,22 @@ async def test_a_loader_that_gives_missing_is_called_once(ours: Process) -> None
     assert await soon(ours.engine.get_or_load(KEY, terms(), load)) is MISSING
     assert await soon(ours.engine.refresh(KEY, terms(), load)) is MISSING
     assert calls == 2
+
+
+class Empty(Exception):
+    """An error that is false, as one with a length is."""
+
+    def __len__(self) -> int:
+        return 0
+
+
+async def test_an_error_that_is_false_is_an_error(ours: Process) -> None:
+    """Its callers get it, and no other."""
+    source = Source(held=True)
+    read = ours.read(source, KEY)
+    (await source.begun()).fail(Empty())
+    with pytest.raises(Empty):
+        await soon(read)
 
 
 @pytest.mark.parametrize("hard", [None, SOON])
