@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import pytest
 
 from aiocache_aura.errors import LoadDeadlineError, LoadFailedError
 from aiocache_aura.stores import leases
 from aiocache_aura.stores.base import Command
+from aiocache_aura.types import MISSING
 from tests.clocks import ManualClock
 from tests.servers import Server
-from tests.steps import ADDRESSES, SOON, Fleet, Leases, Process, Source, address, soon, terms
+from tests.steps import ADDRESSES, SOON, Fleet, Leases, Process, Source, Step, address, soon, terms
 
 KEY, OTHER = address("k"), address("other")
 SHORT = 0.4
@@ -29,6 +30,12 @@ async def fleet(valkey: Server, clock: ManualClock) -> AsyncIterator[Fleet]:
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leases that are good for less long than a test is."""
     monkeypatch.setattr(leases, "LEASE", SHORT)
+
+
+@pytest.fixture
+def long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leases that are good for so long that whoever waits for the end of one fails."""
+    monkeypatch.setattr(leases, "LEASE", 10 * SOON)
 
 
 def leased(fleet: Fleet, count: int) -> list[Process]:
@@ -51,6 +58,12 @@ async def follows(process: Process, times: int = 1) -> None:
     await until(lambda: len(leases_of(process).waits) >= times)
 
 
+def aboard(process: Process) -> int:
+    """How many wait for the load of the key."""
+    flight = process.engine.flights.get(KEY.key)
+    return 0 if flight is None else len(flight.waiters)
+
+
 async def test_p1_one_load_for_callers_in_many_processes(fleet: Fleet) -> None:
     """However many processes miss a key, one loads it, and all callers get what it gave."""
     source = Source(held=True)
@@ -61,6 +74,55 @@ async def test_p1_one_load_for_callers_in_many_processes(fleet: Fleet) -> None:
     load.finish()
     assert await soon(asyncio.gather(*reads)) == [1] * 40
     assert source.loads == 1
+
+
+async def test_v1_what_is_found_instead_of_a_lease_serves_no_read_that_began_after_it_was_asked_for(fleet: Fleet) -> None:
+    """The lease is asked for, and v1 found, which another process has stored; v2, invalidated; who joins that flight now gets v2."""
+    ours, other = leased(fleet, 2)
+    source = Source()
+    leases_of(ours).hold("acquire")
+    first = ours.read(source, KEY)
+    asked = await leases_of(ours).arrived("acquire")
+    assert await soon(other.read(source, KEY)) == 1
+    await asked.execute()
+    leases_of(ours).held.clear()
+    source.version = 2
+    assert await other.invalidate_type()
+    second = ours.read(source, KEY)
+    await until(lambda: aboard(ours) == 2)
+    asked.answer()
+    assert await soon(first) == 1
+    assert await soon(second) == 2
+
+
+async def under_way(fleet: Fleet, change: Callable[[Process], Awaitable[object]]) -> object:
+    """What is stored once a leased load of v1 has ended, while which v2 came and another process made a change."""
+    ours, other = leased(fleet, 2)
+    source = Source(held=True)
+    first = ours.read(source, KEY)
+    load = await source.begun()
+    source.version = 2
+    await change(other)
+    load.finish()
+    assert await soon(first) == 1
+    return await other.engine.get(KEY, terms())
+
+
+async def test_v4_a_leased_load_does_not_bring_back_what_was_deleted(fleet: Fleet) -> None:
+    """Its lease went with the key, so its fill is refused."""
+    assert await under_way(fleet, lambda other: other.engine.delete([KEY])) is MISSING
+
+
+@pytest.mark.parametrize("verb", ["set", "add"])
+async def test_v5_a_leased_load_does_not_overwrite_what_was_written(fleet: Fleet, verb: str) -> None:
+    """A write takes the lease away, too."""
+    writes = {"set": lambda other: other.engine.set([(KEY, 2)], terms()), "add": lambda other: other.engine.add(KEY, 2, terms())}
+    assert await under_way(fleet, writes[verb]) == 2
+
+
+async def test_v7_a_pattern_voids_the_leases_of_keys_that_are_cold(fleet: Fleet) -> None:
+    """A pattern that finds no value finds the lease under which one is being loaded."""
+    assert await under_way(fleet, lambda other: other.engine.purge("menu", "k*")) is MISSING
 
 
 async def test_v8_who_gets_the_lease_looks_again(fleet: Fleet) -> None:
@@ -94,6 +156,23 @@ async def test_v8_two_refreshes_of_one_value_are_one_load(fleet: Fleet, clock: M
     assert source.loads == 2
 
 
+async def test_v8_two_early_refreshes_of_one_value_are_one_load(fleet: Fleet) -> None:
+    """Both find a value that is good and due: the first loads, though there is a value; the second finds another one, and leaves it."""
+    ours, other = leased(fleet, 2)
+    source, due = Source(), terms(early=1e9, is_plain=False)
+    assert await soon(ours.read(source, KEY)) == 1
+    source.version = 2
+    leases_of(ours).hold("acquire")
+    assert await soon(ours.read(source, KEY, due)) == 1
+    asked = await leases_of(ours).arrived("acquire")
+    assert await soon(other.read(source, KEY, due)) == 1
+    await until(lambda: source.loads == 2 and not len(other.engine.flights))
+    await asked.go()
+    await until(lambda: not len(ours.engine.flights))
+    assert await soon(ours.read(source, KEY)) == 2
+    assert source.loads == 2
+
+
 async def test_v9_who_takes_over_carries_the_generations_of_then(fleet: Fleet) -> None:
     """B misses and waits for A; an invalidation; B loads: what it stores is a hit for everybody, and not dead on arrival."""
     ours, other, third = leased(fleet, 3)
@@ -112,6 +191,24 @@ async def test_v9_who_takes_over_carries_the_generations_of_then(fleet: Fleet) -
     assert await soon(second) == 2
     old.finish()
     assert await soon(first) == 1
+    assert await soon(ours.read(source, KEY)) == await soon(third.read(source, KEY)) == 2
+    assert source.loads == 2
+
+
+async def test_v9_who_is_promoted_after_a_wait_captures_then(fleet: Fleet) -> None:
+    """B misses, with every generation there, and waits for A; an invalidation; A gives up, and what B loads now is a hit for everybody."""
+    ours, other, third = leased(fleet, 3)
+    source = Source(held=True)
+    first = other.read(source, KEY)
+    await source.begun()
+    second = ours.read(source, KEY)
+    await follows(ours)
+    source.version = 2
+    assert await third.invalidate_type()
+    first.cancel()
+    (await source.begun()).finish()
+    assert await soon(second) == 2
+    source.held = False
     assert await soon(ours.read(source, KEY)) == await soon(third.read(source, KEY)) == 2
     assert source.loads == 2
 
@@ -246,6 +343,37 @@ async def test_v11_a_lease_over_other_scopes_is_not_judged(fleet: Fleet) -> None
     second.cancel()
 
 
+async def test_v11_nor_is_one_over_more_scopes(fleet: Fleet) -> None:
+    """Nor can one who does not depend on all that the holder's load depends on: a scope that it does not know proves nothing."""
+    ours, other = leased(fleet, 2)
+    source = Source(held=True)
+    first = ours.read(source, address("k", tags=["x"]))
+    load = await source.begun()
+    second = other.read(source, KEY)
+    await follows(other)
+    load.finish()
+    assert await soon(first) == 1
+    second.cancel()
+
+
+async def test_v11_who_waits_already_overtakes_when_it_asks_again(fleet: Fleet, short: None) -> None:
+    """A load hangs, with its lease renewed, and another process follows it; an invalidation: that one sees it the next time it asks."""
+    ours, other, third = leased(fleet, 3)
+    source = Source(held=True)
+    first = other.read(source, KEY)
+    old = await source.begun()
+    second = ours.read(source, KEY)
+    await follows(ours)
+    source.version = 2
+    assert await third.invalidate_type()
+    (await source.begun()).finish()
+    assert await soon(second) == 2
+    old.finish()
+    assert await soon(first) == 1
+    assert await soon(other.read(source, KEY)) == 2
+    assert source.loads == 2
+
+
 async def test_v12_the_lease_of_a_process_that_died_runs_out(fleet: Fleet, short: None) -> None:
     """A holder dies: nothing is published, and one of those who follow loads once its lease is over; the others get that."""
     dying, ours, other = leased(fleet, 3)
@@ -275,6 +403,33 @@ async def test_v12_a_wake_up_that_is_lost_is_made_up_for(fleet: Fleet, short: No
     load.finish()
     assert await soon(first) == await soon(second) == 1
     assert source.loads == 1
+
+
+async def test_v12_a_wake_up_before_the_wait_is_not_lost(fleet: Fleet, long: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told that another loads; that one is done, and says so; only then does the wait begin: it ends at once, and not with the lease."""
+    ours, other = leased(fleet, 2)
+    followers, heard = leases_of(ours).inner.followers, list[bytes]()  # type: ignore[attr-defined]
+    source = Source(held=True)
+    reads = [other.read(source, OTHER)]
+    load = await source.begun()
+    reads.append(ours.read(source, OTHER))
+    await follows(ours)
+    await until(lambda: bool(followers.era))  # the subscription is there
+    load.finish()
+    assert await soon(asyncio.gather(*reads)) == [1, 1]
+    hear = followers.heard
+    monkeypatch.setattr(followers, "heard", lambda payload: (heard.append(payload), hear(payload)))
+    leases_of(ours).hold("acquire")
+    reads = [other.read(source, KEY)]
+    load = await source.begun()
+    reads.append(ours.read(source, KEY))
+    asked = await (await leases_of(ours).arrived("acquire")).execute()
+    leases_of(ours).held.clear()
+    load.finish()
+    await until(lambda: KEY.key in heard)
+    asked.answer()
+    assert await soon(asyncio.gather(*reads)) == [1, 1]
+    assert source.loads == 2
 
 
 async def test_m9_a_lease_is_renewed_while_its_load_runs(fleet: Fleet, short: None) -> None:
@@ -422,19 +577,87 @@ async def test_a_fresh_read_takes_nothing_from_a_load_that_is_older(fleet: Fleet
     assert await soon(ours.read(source, KEY)) == 2
 
 
+async def key_by_key(asked: Sequence[tuple[Process, Step]]) -> None:
+    """Have held acquires executed as if they crossed: each one's first key, then each one's second; then answer them all."""
+    for _, step in asked:
+        step.write()
+        step.result = []
+    for n in range(max(len(step.what) for _, step in asked)):
+        for process, step in asked:
+            wants = step.what[n : n + 1]
+            step.result += await leases_of(process).inner.acquire(wants, timeout=SOON, written=lambda: None)
+    for _, step in asked:
+        step.is_executed = True
+        step.answer()
+
+
 async def test_v23_batches_that_overlap_crosswise_do_not_wait_in_a_circle(fleet: Fleet) -> None:
-    """Batch (a, b) leads a and is asked for b by another that leads b and waits for a: each loads what it leads at once."""
+    """Batch (a, b) leads a and follows b; batch (b, a) leads b and follows a: each loads what it leads at once, and nothing else."""
     ours, other = leased(fleet, 2)
-    source = Source()
+    source, loaded = Source(held=True), list[str]()
+
+    def batch(process: Process, *names: str) -> asyncio.Task[list[int]]:
+        async def load(positions: list[int]) -> dict[int, int]:
+            loaded.extend(names[n] for n in positions)
+            return dict.fromkeys(positions, await source.load())
+
+        leases_of(process).hold("acquire")
+        return process.start(process.engine.get_or_load_many([address(name) for name in names], terms(), load))
+
+    batches = [batch(ours, "a", "b"), batch(other, "b", "a")]
+    asked = [(process, await leases_of(process).arrived("acquire")) for process in (ours, other)]
+    for process in ours, other:
+        leases_of(process).held.clear()
+    await key_by_key(asked)
+    loads = [await source.begun(), await source.begun()]
+    await follows(ours), await follows(other)
+    for load in loads:
+        load.finish()
+    assert await soon(asyncio.gather(*batches)) == [[1, 1], [1, 1]]
+    assert sorted(loaded) == ["a", "b"]
+
+
+@pytest.mark.parametrize("who", ["the same process", "another process"])
+async def test_v23_a_batch_loads_what_it_leads_while_the_load_that_it_waits_for_hangs(fleet: Fleet, who: str) -> None:
+    """Its own keys are loaded and there for everybody, before the others have come; what their leader gives up, it loads by itself."""
+    ours, other = leased(fleet, 2)
+    holder = ours if who == "the same process" else other
+    source = Source(held=True)
     a, b = address("a"), address("b")
-    leases_of(ours).hold("acquire")
-    leases_of(other).hold("acquire")
-    one, two = ours.batch(source, a, b), other.batch(source, b, a)
-    asked = [await leases_of(ours).arrived("acquire"), await leases_of(other).arrived("acquire")]
-    leases_of(ours).held.clear()
-    leases_of(other).held.clear()
-    await asyncio.gather(*(step.go() for step in asked))
-    assert await soon(asyncio.gather(one, two)) == [[1, 1], [1, 1]]
+    hanging = holder.read(source, b)
+    hung = await source.begun()
+    batch = ours.batch(source, b, a)
+    (await source.begun()).finish()
+    assert await soon(other.read(source, a)) == 1
+    assert not batch.done()
+    if who == "the same process":
+        hung.finish()
+        assert await soon(hanging) == 1
+    else:
+        await follows(ours)
+        hanging.cancel()
+        (await source.begun()).finish()
+    assert await soon(batch) == [1, 1]
+    assert source.loads == (2 if who == "the same process" else 3)
+
+
+@pytest.mark.parametrize("voided", ["a", "b"])
+async def test_v23_each_key_of_a_batch_has_a_verdict_of_its_own(fleet: Fleet, voided: str) -> None:
+    """Of two keys that a batch loads one is deleted elsewhere: the other is stored, and who is late for this one loads it anew."""
+    ours, other = leased(fleet, 2)
+    source = Source(held=True)
+    where = {name: address(name) for name in "ab"}
+    batch = ours.batch(source, *where.values())
+    load = await source.begun()
+    source.version = 2
+    await other.engine.delete([where[voided]])
+    late = {name: ours.read(source, where[name]) for name in where}
+    await until(lambda: all(len(flight.waiters) == 2 for flight in ours.engine.flights.by_key.values()))
+    source.held = False
+    load.finish()
+    assert await soon(batch) == [1, 1]
+    assert {name: await soon(read) for name, read in late.items()} == {name: 2 if name == voided else 1 for name in where}
+    assert source.loads == 2
 
 
 async def test_v23_batches_and_single_gets_load_no_key_twice(fleet: Fleet) -> None:
