@@ -29,7 +29,7 @@ from aiocache_aura.errors import BackendError, LoadTimeoutError
 from aiocache_aura.freshness import is_due, stands_in_for
 from aiocache_aura.generations import Address
 from aiocache_aura.loading import Loading, LoadMany
-from aiocache_aura.resilience.single_flight import RETRY, Flight, Load, Paused, Waiter
+from aiocache_aura.resilience.single_flight import LEFT_OUT, RETRY, Flight, Load, Paused, Waiter
 from aiocache_aura.stores.base import Claim, Tokens
 from aiocache_aura.terms import Terms, fall_back
 from aiocache_aura.types import MISSING
@@ -113,7 +113,7 @@ class Engine(Loading):
                 value = await self._outcome(flight, waiter, terms, started, held)
             except Exception as error:
                 return await self._instead(error, terms, held)
-            if value is not RETRY and value is not MISSING:
+            if value is not RETRY and value is not LEFT_OUT:
                 return value
 
     def _joinable(self, key: bytes, terms: Terms, began: int) -> Flight | None:
@@ -159,10 +159,10 @@ class Engine(Loading):
         return flight, waiter
 
     async def _outcome(self, flight: Flight, waiter: Waiter, terms: Terms, started: float, held: Held | None) -> Any:
-        """What the flight gives this caller: a value, RETRY or MISSING, or its error; LoadTimeoutError once its patience has ended."""
+        """What the flight gives this caller: a value, RETRY or LEFT_OUT, or its error; LoadTimeoutError once its patience has ended."""
         patience = self._patience(terms, started, held)
         outcome = await (flight.outcome(waiter) if patience is None else self._within(flight, waiter, terms, patience))
-        return outcome if outcome is RETRY or outcome is MISSING else outcome.take(terms)
+        return outcome if outcome is RETRY or outcome is LEFT_OUT else outcome.take(terms)
 
     def _patience(self, terms: Terms, started: float, held: Held | None) -> float | None:
         """Seconds that a caller waits from now on, None if it has no bound: with a stale value at hand, not past the life of that."""
@@ -179,7 +179,7 @@ class Engine(Loading):
             await flight.leave(waiter)
             raise
         if waiter.future.done():
-            return waiter.future.result()
+            return await flight.outcome(waiter)
         if terms.personal:
             await flight.leave(waiter)
         else:
@@ -222,7 +222,7 @@ class Engine(Loading):
             else:
                 waiter = flight.board(began, load if terms.personal else None)
             value = await self._outcome(flight, waiter, terms, started, None)
-            if value is not RETRY and value is not MISSING:
+            if value is not RETRY and value is not LEFT_OUT:
                 return value
             flight = None
 
@@ -265,7 +265,7 @@ class Engine(Loading):
                 outcomes = {n: await self._instead(error, terms, None) for n in wanted}
             values = [outcomes.get(n, value) for n, value in enumerate(values)]
             wanted = [n for n in outcomes if values[n] is RETRY]
-            values = [MISSING if value is RETRY else value for value in values]
+            values = [MISSING if value is RETRY or value is LEFT_OUT else value for value in values]
         return values
 
     def _serve_many(self, addresses: Sequence[Address], terms: Terms, load: LoadMany, held: Mapping[int, Held], counted: set[int]) -> None:
@@ -339,7 +339,7 @@ class Engine(Loading):
             terms,
             partial(load, positions),
             left,
-            lambda result: [result.get(n, MISSING) for n in positions],
+            lambda result: [_given(result, n) for n in positions],
         )
 
     async def _stand_all(
@@ -367,7 +367,7 @@ class Engine(Loading):
         for (n, flight), one in zip(led.items(), stands, strict=True):
             if isinstance(one, Claim):
                 ours[n] = one
-            else:
+            elif not self._is_left(flight, addresses[n], one) and flight.is_wanted:
                 self.flights.split(flight, partial(self._fly, flight, addresses[n], terms, _one_of(load, n), self._budget, seen.get(n)))
         return ours, left - (self._monotonic() - started)
 
@@ -397,12 +397,17 @@ class Engine(Loading):
 
 
 def _one_of(load: LoadMany, n: int) -> Load:
-    """A batch's loader, asked for one position; MISSING if it leaves it out."""
+    """A batch's loader, asked for one position; LEFT_OUT if it gives nothing for it."""
 
     async def load_one() -> Any:
-        return (await load([n])).get(n, MISSING)
+        return _given(await load([n]), n)
 
     return load_one
+
+
+def _given(result: Mapping[int, Any], n: int) -> Any:
+    value = result.get(n, MISSING)
+    return LEFT_OUT if value is MISSING else value
 
 
 def _nothing() -> None:

@@ -15,7 +15,8 @@
 Invariants
 - What an answer of the store gives serves only reads that began before its request was written (M1): a flight that lands with a value found
   takes the tick of that request as the beginning of its load.
-- Whoever got a lease ends it, on every way out; if this process dies, time does. The fence, not the lease, is what correctness rests on.
+- Whoever got a lease ends it, on every way out, and as soon as its flight is closed; if this process dies, time does. The fence, not the
+  lease, is what correctness rests on.
 - A refresh that failed writes nothing into the entry (M19): the pause is kept in the lease's place, for the fleet, and in this process.
 """
 
@@ -30,16 +31,16 @@ from typing import Any, Final, TypeAlias
 from aiocache_aura.codecs import failures
 from aiocache_aura.codecs.envelope import IS_ERROR, IS_NONE, seal
 from aiocache_aura.codecs.serializers import Undecodable
-from aiocache_aura.entries import REMEMBERED, Held, finite
+from aiocache_aura.entries import FOR_EVER, REMEMBERED, Held, finite
 from aiocache_aura.errors import BackendError, CacheError, LoadDeadlineError, LoadFailedError, SerializationError, ValueTooLargeError
 from aiocache_aura.generations import Address
 from aiocache_aura.looking import Looking
 from aiocache_aura.policy import seconds
-from aiocache_aura.resilience.single_flight import RETRY, Flight, Load, NobodyLoads, Paused, Phase, Tick
+from aiocache_aura.resilience.single_flight import LEFT_OUT, RETRY, Flight, Load, NobodyLoads, Paused, Phase, Tick
 from aiocache_aura.stores.base import Claim, Failed, Fill, Found, Leases, Standing, Want
 from aiocache_aura.stores.base import Held as HeldElsewhere
 from aiocache_aura.terms import Terms
-from aiocache_aura.types import MISSING, Uncached
+from aiocache_aura.types import Uncached
 
 UNBOUNDED_LOAD = 3600.0  # seconds that a load without a deadline may take and still store its value
 ASK_AGAIN = 0.02  # seconds after the end of a lease, which the server may see a little later than we do
@@ -137,7 +138,7 @@ class Loading(Looking):
         self, leases: Leases, flight: Flight, address: Address, terms: Terms, left: float, seen: bytes | None
     ) -> tuple[Claim | None, float] | Landed:
         """The lease and what is left of the budget, once it is ours to load; LANDED if another process has loaded it, or is about to."""
-        chain = b""
+        chain, held_at = b"", -1
         follower = leases.follow(address.key)
         try:
             while True:
@@ -146,11 +147,9 @@ class Loading(Looking):
                 stands = (await leases.acquire([want], timeout=left, written=written))[0]
                 left -= self._monotonic() - started
                 if isinstance(stands, HeldElsewhere):
-                    if not flight.waiters:
-                        self._pause(address.key, stands.left)
-                        flight.finish(RETRY, confirmed=False)
+                    if self._is_left(flight, address, stands):
                         return LANDED
-                    chain = stands.chain
+                    chain, held_at = stands.chain, written.tick
                     await follower.wait(stands.left + ASK_AGAIN)
                     left = self._budget
                 elif isinstance(stands, Found):
@@ -159,13 +158,22 @@ class Loading(Looking):
                     seen = stands.raw
                 else:
                     if isinstance(stands, Failed):
-                        flight.load_tick = written.tick  # whoever began since then has not waited for what failed
+                        # Whoever began since then has not waited for what failed; nor is its lease known not to have been doomed.
+                        flight.load_tick = written.tick if want.content else held_at
                     return self._resolved(stands, address, terms, content=want.content), left
         except BackendError as error:
             self._fault(error, terms)
             return None, 0.0
         finally:
             follower.close()
+
+    def _is_left(self, flight: Flight, address: Address, stands: Standing) -> bool:
+        """Whether a flight that nobody waits for is left to the process that loads already; it is over, then."""
+        if flight.waiters or not isinstance(stands, HeldElsewhere):
+            return False
+        self._pause(address.key, stands.left)
+        flight.finish(RETRY, confirmed=False)
+        return True
 
     def _want(self, flight: Flight, address: Address, terms: Terms, seen: bytes | None, chain: bytes) -> Want:
         content = flight.is_content and flight.refreshes
@@ -203,19 +211,24 @@ class Loading(Looking):
         left: float,
         spread: Callable[[Any], list[Any]],
     ) -> None:
-        """Load, store, and give each flight what `spread` makes of the result: MISSING for one that has none."""
+        """Load, store, and give each flight what `spread` makes of the result: LEFT_OUT for one that has none."""
+        claims = [*claims]
+        for n, flight in enumerate(flights):
+            flight.let_go = partial(self._let_go, addresses[n], claims, n, terms)
+            if not flight.is_open:
+                flight.let_go()
         give_up = partial(self._give_up, flights, addresses, claims, terms)
         try:
             result, created, cost = await self._timed(flights, terms, run, give_up)
             if all(flight.phase is Phase.DONE for flight in flights):
                 return
-            results = [None if value is MISSING else self._loaded(terms, value) for value in spread(result)]
+            results = [None if value is LEFT_OUT else self._loaded(terms, value) for value in spread(result)]
             confirmed = await self._fill(flights, addresses, results, claims, terms, (created, cost), left)
         except BaseException as error:
             give_up(error)
             raise
         for flight, one, sure in zip(flights, results, confirmed, strict=True):
-            flight.finish(MISSING if one is None else one[0], confirmed=sure)
+            flight.finish(LEFT_OUT if one is None else one[0], confirmed=sure)
 
     async def _timed(
         self, flights: Sequence[Flight], terms: Terms, run: Load, give_up: Callable[[BaseException], None]
@@ -299,7 +312,7 @@ class Loading(Looking):
 
     def _sealed(self, terms: Terms, value: Any) -> Sealed | None:
         """What is stored of a value, None if the policy would have it not stored."""
-        if not _judged(terms.store_if, value, True):
+        if not _judged(bool, _judged(terms.store_if, value, True), True):
             return None
         life_of = terms.life_of
         told = None if life_of is None else _judged(life_of, value, None)
@@ -377,9 +390,11 @@ class Loading(Looking):
 
     async def _extend(self, fills: Sequence[Fill], terms: Terms, left: float) -> None:
         """Generations were planted for as long as could be foreseen; a life that only the result told may be longer (M8)."""
-        for fill in fills:
-            if terms.life_of is not None and (fill.life is None or fill.life > terms.reach):
-                await self._port.generations(fill.scopes, life=fill.life, timeout=left)
+        longer = [fill for fill in fills if terms.life_of is not None and (fill.life is None or fill.life > terms.reach)]
+        if longer:
+            scopes = tuple(dict.fromkeys(scope for fill in longer for scope in fill.scopes))
+            life = max(FOR_EVER if fill.life is None else fill.life for fill in longer)
+            await self._port.generations(scopes, life=finite(life), timeout=left)
 
     def _give_back(self, address: Address, claim: Claim | None, terms: Terms, *, nothing_to_share: bool = False) -> None:
         leases = self._leases(terms)
@@ -389,6 +404,11 @@ class Loading(Looking):
             leases.leave_alone(address.key, claim.permit)
         else:
             leases.release(address.key, claim.permit)
+
+    def _let_go(self, address: Address, claims: list[Claim | None], n: int, terms: Terms) -> None:
+        """Give back a lease under which nothing will be stored, though the load goes on."""
+        claim, claims[n] = claims[n], None
+        self._give_back(address, claim, terms)
 
     # Behind the callers
 

@@ -347,7 +347,8 @@ class Process:
         self, make: Callable[[Tick], base.Port], clock: ManualClock, *, hold: Iterable[str] = (), budget: float = SOON, leased: bool = False
     ) -> None:
         self.tick = Tick()
-        self.port = Port(make(self.tick), self.tick)
+        made = make(self.tick)
+        self.port = made if isinstance(made, Port) else Port(made, self.tick)
         self.port.hold(*hold)
         if leased:
             assert self.port.inner.leases is not None

@@ -769,7 +769,7 @@ async def test_error_fallback(monkeypatch, caplog):
     """Block "error handling": without Redis, everything answers from the database, without an exception, and it is logged."""
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
-        async with CacheManager(f"redis://127.0.0.1:{nobody.getsockname()[1]}/0") as manager:
+        async with CacheManager(f"redis://127.0.0.1:{nobody.getsockname()[1]}/0", budget=0.25) as manager:
             monkeypatch.setattr(NAME, manager)
             from aiocache_aura.cache_manager import cache_manager
 

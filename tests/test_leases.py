@@ -268,6 +268,33 @@ async def test_v10_an_error_that_cannot_be_told_is_named(fleet: Fleet) -> None:
     assert failing.loads == 2
 
 
+async def test_p3_an_error_from_before_an_invalidation_is_not_given_to_who_began_after_it(fleet: Fleet) -> None:
+    """A load fails twice elsewhere; who began after an invalidation, and joined a flight that waited for it before, loads for itself."""
+    first, ours, second = leased(fleet, 3)
+    source = Source(held=True)
+    reads = [first.read(source, KEY)]
+    attempt = await source.begun()
+    reads += [ours.read(source, KEY), second.read(source, KEY)]
+    await follows(ours)
+    await follows(second)
+    leases_of(ours).hold("acquire")
+    attempt.fail(ConnectionError(1))
+    attempt = await source.begun()
+    asked = await leases_of(ours).arrived("acquire")
+    source.version = 2
+    assert await first.invalidate_type()
+    late = ours.read(source, KEY)
+    await until(lambda: len(ours.engine.flights.by_key[KEY.key].waiters) == 2)
+    attempt.fail(ConnectionError(2))
+    with pytest.raises(ConnectionError):
+        await soon(reads[2])
+    leases_of(ours).held.clear()
+    await asked.go()
+    (await source.begun()).finish()
+    assert await soon(late) == 2
+    assert [error.args for error in await asyncio.gather(*reads, return_exceptions=True)] == [(1,), (2,), (2,)]
+
+
 async def test_v10_a_newcomer_after_a_failure_loads(fleet: Fleet) -> None:
     """Who did not wait for what has failed tries for itself."""
     ours, other = leased(fleet, 2)

@@ -64,6 +64,7 @@ async def live(way: str, manager: CacheManager, back_end: Restaurants, requests:
         traffic = await run(back_end, cycle(requests), ledger, callers=callers, seconds=LIVES * life)
         loads, misses, coalesced = (after - first for first, after in zip(before, _counted(manager), strict=True))
     finally:
+        await manager.aclose()  # and with it the refreshes behind, which use the database
         for kind, policy in policies.items():
             manager.register(kind, policy)
     share = min(questions.values()) / len(requests)

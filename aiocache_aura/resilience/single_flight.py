@@ -43,7 +43,14 @@ class Retry(Enum):
     RETRY = "RETRY"
 
 
+class LeftOut(Enum):
+    """A batch's loader has left this key out. Not MISSING, which a loader may give."""
+
+    LEFT_OUT = "LEFT_OUT"
+
+
 RETRY: Final = Retry.RETRY
+LEFT_OUT: Final = LeftOut.LEFT_OUT
 REMEMBERED_FILLS = 1024
 MOST_BEHIND = 100
 CLOSING = 5.0  # seconds that loads have to end in when everything is closed
@@ -96,7 +103,21 @@ class Waiter:
 class Flight:
     """One load on its way, and who waits for it."""
 
-    __slots__ = ("_crew", "_flights", "_running", "anew", "kept", "key", "load_tick", "outlives", "phase", "refreshes", "scopes", "waiters")
+    __slots__ = (
+        "_crew",
+        "_flights",
+        "_running",
+        "anew",
+        "kept",
+        "key",
+        "let_go",
+        "load_tick",
+        "outlives",
+        "phase",
+        "refreshes",
+        "scopes",
+        "waiters",
+    )
 
     def __init__(self, flights: Flights, key: bytes, scopes: Iterable[bytes], refreshes: bool) -> None:
         self.key, self.scopes, self.refreshes = key, frozenset(scopes), refreshes
@@ -105,6 +126,7 @@ class Flight:
         self.load_tick: int | None = None
         self.waiters: dict[Waiter, None] = {}
         self._flights = flights
+        self.let_go: Callable[[], None] | None = None  # of what others wait for
         self._crew: _Crew | None = None
         self._running: tuple[Waiter, asyncio.Task[Any]] | None = None
 
@@ -132,27 +154,33 @@ class Flight:
 
     def board(self, began: int, load: Load | None = None, *, content: bool = False) -> Waiter:
         """Join now; a `load` is this caller's own, for a personal flight."""
-        self.refuse_recursion()
+        if self._crew is not None:  # else it is new, and nobody waits for it yet
+            self.refuse_recursion()
         waiter = Waiter(began, self.phase < Phase.FILLING, load, content)
         self.waiters[waiter] = None
         return waiter
 
     def refuse_recursion(self) -> None:
         """RecursiveLoadError for a loader that would wait for itself, through whatever other loads."""
-        waiting = [*_aboard.get()]
-        for flight in waiting:  # grows: who waits for these, and who for those
-            if flight is self:
+        waiting = [_aboard.get()]
+        known = {id(waiting[0])}  # a batch is one, however many wait for its flights
+        for flights in waiting:  # grows: who waits for these, and who for those
+            if self in flights:
                 raise RecursiveLoadError(
                     "a loader asked the cache for the key that it is loading, or for one whose loader waits for it; call the uncached "
                     "function (fn.__wrapped__) there"
                 )
-            waiting += [other for waiter in flight.waiters for other in waiter.aboard if other not in waiting]
+            for waiter in (waiter for flight in flights for waiter in flight.waiters):
+                if id(waiter.aboard) not in known:
+                    known.add(id(waiter.aboard))
+                    waiting.append(waiter.aboard)
 
     async def outcome(self, waiter: Waiter) -> Any:
-        """What the load gave, its exception, or RETRY. Leaves the flight when the caller is cancelled."""
+        """What the load gave, its exception, or RETRY. Leaves the flight when the caller is cancelled. A caller whose own load has been
+        failed from outside waits until that has ended."""
         try:
             return await waiter.future
-        except asyncio.CancelledError:
+        except BaseException:
             await self.leave(waiter)
             raise
 
@@ -161,14 +189,20 @@ class Flight:
         if self.waiters.pop(waiter, self) is self:
             if waiter.future.done() and not waiter.future.cancelled():
                 waiter.future.exception()  # retrieved: nobody else will
+            await self._see_the_end_of(waiter)
             return
         running = self._running
         if not self.waiters and self.phase < Phase.FILLING and not (self.kept or (self.outlives and self.keep())):
             self._abandon()
         if running is not None and running[0] is waiter:
             running[1].cancel()
+            await self._see_the_end_of(waiter)
+
+    async def _see_the_end_of(self, waiter: Waiter) -> None:
+        """Wait until a caller's own load, which is being cancelled, is no more."""
+        if self._running is not None and self._running[0] is waiter:
             with anyio.CancelScope(shield=True):  # a scope of anyio's cancels again and again, and would end the wait at once
-                await asyncio.wait({running[1]}, timeout=self._flights.patience)
+                await asyncio.wait({self._running[1]}, timeout=self._flights.patience)
 
     def part(self, waiter: Waiter) -> None:
         """Go, and let the load go on without anybody, if there is room for one more such; else it is abandoned."""
@@ -186,8 +220,13 @@ class Flight:
     def _abandon(self) -> None:
         """Nobody waits any more. A personal load under way is cancelled by the leaving of its owner, once, so that it can clean up."""
         self._flights.take_out(self)
-        if self._crew is not None and self._running is None:
-            self._crew.lose(self)
+        if self._crew is not None and self._running is None and not self._crew.lose(self):
+            self.close()  # a batch goes on without it
+
+    def close(self) -> None:
+        """It is out of the registry and stores nothing: nobody is to wait for that (M15)."""
+        if self.let_go is not None and self.phase < Phase.FILLING:
+            self.let_go()
 
     # The load's side
 
@@ -264,9 +303,12 @@ class _Crew:
         self.flights = flights
         self.task: asyncio.Task[None] | None = None
 
-    def lose(self, flight: Flight) -> None:
-        if self.task is not None and not any(other.is_wanted for other in self.flights if other is not flight):
-            self.task.cancel()
+    def lose(self, flight: Flight) -> bool:
+        """Cancel the task, unless another of its flights is wanted; whether it was."""
+        if self.task is None or any(other.is_wanted for other in self.flights if other is not flight):
+            return False
+        self.task.cancel()
+        return True
 
 
 class Flights:
@@ -310,6 +352,8 @@ class Flights:
         self.start([flight], drive)
         if flight.kept:
             flight.kept = self.take_behind(flight._crew)  # noqa: SLF001
+            if not flight.is_wanted:
+                flight._abandon()  # noqa: SLF001
 
     async def _aboard_of(self, flights: list[Flight], drive: Callable[[], Awaitable[None]]) -> None:
         _aboard.set(tuple(flights))
@@ -333,10 +377,12 @@ class Flights:
         self._tasks.pop(task, None)
         self._behind.discard(crew)
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is None:
+            error = CacheError("the load ended without a result")
         for flight in crew.flights:
             if flight.phase is not Phase.DONE:
-                flight.fail(error or CacheError("the load ended without a result"))
-            flight._crew = None  # noqa: SLF001 - or flight, crew, task and its context would wait for the garbage collector
+                flight.fail(error)
+            flight._crew = flight.let_go = None  # noqa: SLF001 - or flight, crew, task and its context would wait for the garbage collector
         crew.task = None
 
     def take_out(self, flight: Flight) -> None:
@@ -345,13 +391,14 @@ class Flights:
 
     def close(self, keys: Iterable[bytes]) -> None:
         """Deleted or set: later callers start another flight."""
-        for key in keys:
-            self.by_key.pop(key, None)
+        for flight in [self.by_key.pop(key) for key in keys if key in self.by_key]:
+            flight.close()
 
     def close_where(self, is_meant: Callable[[Flight], bool]) -> None:
         """Invalidated: as `close`, for every flight that is meant."""
         for flight in [flight for flight in self.by_key.values() if is_meant(flight)]:
             self.take_out(flight)
+            flight.close()
 
     def note_fill(self, key: bytes) -> None:
         """The fill of this key was answered."""
