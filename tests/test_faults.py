@@ -458,8 +458,13 @@ async def test_s2_evicted_at_random(own_server: Callable[..., Server]) -> None:
             other.versions, other.acknowledged = world.versions, world.acknowledged
             with server.client() as junk:
                 ends, n = time.monotonic() + 4, 0
+
+                def has_evicted_enough() -> bool:
+                    enough: bool = admin.info("stats")["evicted_keys"] > 100
+                    return enough and world.stats["hits"] > 50 and other.stats["hits"] > 50
+
                 async with world.load(10, changes=0.1), other.load(10, changes=0.1):
-                    while time.monotonic() < ends:
+                    while time.monotonic() < ends or not has_evicted_enough():
                         n += 1
                         with suppress(redis.exceptions.OutOfMemoryError):
                             junk.set(f"junk{n % 900}", b"x" * 800)
