@@ -28,14 +28,14 @@ from aiocache_aura.entries import shown
 from aiocache_aura.errors import BackendError, ConfigurationError
 from aiocache_aura.generations import Address, function_extra, tag_extra
 from aiocache_aura.owner import Owner, ids_among, owner_of
-from aiocache_aura.policy import PRESETS, Aware, CachePolicy, seconds
+from aiocache_aura.policy import PRESETS, Aware, CachePolicy
 from aiocache_aura.providing import Factory, Provided, check
 from aiocache_aura.resilience.threads import call_plain, is_async, settled
 from aiocache_aura.settings import Settings
 from aiocache_aura.signatures import CallSignature, warn_user
 from aiocache_aura.stats import Counts
 from aiocache_aura.templates import Template
-from aiocache_aura.terms import Terms, fall_back
+from aiocache_aura.terms import Terms, fall_back, told_life
 from aiocache_aura.types import MISSING, TTL, CacheEntry, CacheInfo, CacheParameters, Call, Explanation, Uncached
 
 log = logging.getLogger("aiocache_aura.decorators")
@@ -319,8 +319,13 @@ class Cached:
         state = self.current_state()
         return state.manager, await self._open(state.manager), self._address(state, args, kwargs), self._terms(state, args, kwargs)
 
+    @property
+    def manager(self) -> Any:
+        """The manager of the moment, or a stand-in: asked for at each call."""
+        return desk.cache_manager if self._manager is None else self._manager
+
     def current_state(self) -> State:
-        manager = desk.cache_manager if self._manager is None else self._manager
+        manager = self.manager
         if not issubclass(type(manager), CacheManager):
             raise ConfigurationError(f"this needs a CacheManager; the manager is a {type(manager).__name__}")
         return self.state_under(manager)
@@ -420,7 +425,7 @@ class Cached:
         except Exception as error:
             return await fall_back(policy.fallback, error)
         if value is not None and not isinstance(value, Uncached) and (policy.store_if is None or policy.store_if(value)):
-            life = policy.life if self._life_of is None else seconds(self._life_of(value))
+            life = told_life(self._life_of, policy.life, value)
             try:
                 await settled(manager.set(self.options.cache_type, key, value, ttl=_whole(life)))
             except Exception as error:

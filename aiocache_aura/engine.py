@@ -20,7 +20,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiocache_aura.codecs.envelope import open_fresh
 from aiocache_aura.codecs.serializers import Undecodable
@@ -33,6 +33,14 @@ from aiocache_aura.resilience.single_flight import LEFT_OUT, RETRY, Flight, Load
 from aiocache_aura.stores.base import Claim, Tokens
 from aiocache_aura.terms import Terms, fall_back
 from aiocache_aura.types import MISSING
+
+
+class Batch(NamedTuple):
+    """What a `get_or_load_many` was asked: positions are those of its addresses."""
+
+    addresses: Sequence[Address]
+    terms: Terms
+    load: LoadMany
 
 
 class Engine(Loading):
@@ -125,8 +133,7 @@ class Engine(Loading):
         """Whether a read is given what it found, without waiting; what is stale, or nearly so, is refreshed behind its back."""
         if held.is_fresh:
             self._slide(address, held, terms)
-            entry = held.sight.entry
-            if not terms.early or entry is None or not is_due(entry, self._time(), terms.early):
+            if not self._is_due(held, terms):
                 return True
         elif terms.soft is not None and not self._is_paused(address.key):
             return False
@@ -134,6 +141,11 @@ class Engine(Loading):
             return not self._may_refresh(address.key)  # such a load needs its caller
         self._refresh_behind(address, terms, load, held.sight.raw)
         return True
+
+    def _is_due(self, held: Held, terms: Terms) -> bool:
+        """Whether a value that is fresh is to be refreshed all the same, by chance."""
+        entry = held.sight.entry
+        return bool(terms.early) and entry is not None and is_due(entry, self._time(), terms.early)
 
     def _take_off(
         self,
@@ -234,6 +246,7 @@ class Engine(Loading):
         MISSING where the loader left a position out. Flights under way are joined; what is led is loaded at once, the followed are waited
         for meanwhile (M16). Stale values are given at once, and refreshed by one call behind.
         """
+        batch = Batch(addresses, terms, load)
         began, started, left = self._tick.now, self._monotonic(), self._budget
         values: list[Any] = [MISSING] * len(addresses)
         seen: dict[int, bytes | None] = {}
@@ -249,7 +262,7 @@ class Engine(Loading):
                 else:
                     seen = {n: sight.raw for n, (_, sight) in zip(wanted, sights, strict=True)}
                     held = {n: one for n, (one, _) in zip(wanted, sights, strict=True) if one is not None and one.error is None}
-                    self._serve_many(addresses, terms, load, held, counted)
+                    self._serve_many(batch, held, counted)
                     values = [held[n].value if n in held else value for n, value in enumerate(values)]
                     wanted = [n for n in wanted if n not in held]
             if left > 0 and any(self._was_filled(addresses[n].key, asked) for n in wanted):
@@ -258,7 +271,7 @@ class Engine(Loading):
                 if n not in counted:
                     self._count_miss(terms, addresses[n], coalesced=addresses[n].key in self._under_way)
             counted.update(wanted)
-            aboard = self._board_all(addresses, wanted, terms, load, began, left, seen)
+            aboard = self._board_all(batch, wanted, began, left, seen)
             try:
                 outcomes = await self._all_outcomes(aboard, terms, started)
             except Exception as error:
@@ -268,21 +281,21 @@ class Engine(Loading):
             values = [MISSING if value is RETRY or value is LEFT_OUT else value for value in values]
         return values
 
-    def _serve_many(self, addresses: Sequence[Address], terms: Terms, load: LoadMany, held: Mapping[int, Held], counted: set[int]) -> None:
+    def _serve_many(self, batch: Batch, held: Mapping[int, Held], counted: set[int]) -> None:
+        """Count what is served, and have one load behind for what is stale, or nearly so."""
+        addresses, terms, _ = batch
         behind = []
         for n, one in held.items():
             if n not in counted:
                 self._count_served(terms, addresses[n], one)
-            entry = one.sight.entry
             if one.is_fresh:
                 self._slide(addresses[n], one, terms)
-            is_due_early = bool(terms.early) and entry is not None and is_due(entry, self._time(), terms.early)
-            if (not one.is_fresh or is_due_early) and self._may_refresh(addresses[n].key):
+            if (not one.is_fresh or self._is_due(one, terms)) and self._may_refresh(addresses[n].key):
                 behind.append(n)
         if behind:
             flights = {n: self.flights.open(addresses[n].key, addresses[n].scopes, refreshes=True) for n in behind}
             seen = {n: held[n].sight.raw for n in behind}
-            self.flights.start(list(flights.values()), partial(self._fly_many, flights, addresses, terms, load, self._budget, seen))
+            self.flights.start(list(flights.values()), partial(self._fly_many, batch, flights, self._budget, seen))
             for flight in flights.values():
                 flight.keep()
 
@@ -291,16 +304,10 @@ class Engine(Loading):
         return key not in self._under_way and self.flights.filled_since(key, asked)
 
     def _board_all(
-        self,
-        addresses: Sequence[Address],
-        wanted: Sequence[int],
-        terms: Terms,
-        load: LoadMany,
-        began: int,
-        left: float,
-        seen: Mapping[int, bytes | None],
+        self, batch: Batch, wanted: Sequence[int], began: int, left: float, seen: Mapping[int, bytes | None]
     ) -> dict[int, tuple[Flight, Waiter]]:
         """Join the flights there are and lead one batch for the rest, in one synchronous stretch."""
+        addresses, terms, _ = batch
         led: dict[int, Flight] = {}
         aboard: dict[int, tuple[Flight, Waiter]] = {}
         for under_way in filter(None, [self.flights.get(addresses[n].key) for n in wanted]):
@@ -312,20 +319,12 @@ class Engine(Loading):
                 flight.outlives = terms.keep_loading
             aboard[n] = flight, flight.board(began)
         if led:
-            self.flights.start(list(led.values()), partial(self._fly_many, led, addresses, terms, load, left, seen))
+            self.flights.start(list(led.values()), partial(self._fly_many, batch, led, left, seen))
         return aboard
 
-    async def _fly_many(
-        self,
-        led: dict[int, Flight],
-        addresses: Sequence[Address],
-        terms: Terms,
-        load: LoadMany,
-        left: float,
-        seen: Mapping[int, bytes | None],
-    ) -> None:
-        terms = replace(terms, cache_errors=())  # an error of the loader is none of a key
-        claims, left = await self._stand_all(led, addresses, terms, load, left, seen)
+    async def _fly_many(self, batch: Batch, led: dict[int, Flight], left: float, seen: Mapping[int, bytes | None]) -> None:
+        batch = batch._replace(terms=replace(batch.terms, cache_errors=()))  # an error of the loader is none of a key
+        claims, left = await self._stand_all(batch, led, left, seen)
         positions = list(claims)
         if not positions:
             return
@@ -334,24 +333,19 @@ class Engine(Loading):
             flight.begin_load()
         await self._carry(
             flights,
-            [addresses[n] for n in positions],
+            [batch.addresses[n] for n in positions],
             [claims[n] for n in positions],
-            terms,
-            partial(load, positions),
+            batch.terms,
+            partial(batch.load, positions),
             left,
             lambda result: [_given(result, n) for n in positions],
         )
 
     async def _stand_all(
-        self,
-        led: dict[int, Flight],
-        addresses: Sequence[Address],
-        terms: Terms,
-        load: LoadMany,
-        left: float,
-        seen: Mapping[int, bytes | None],
+        self, batch: Batch, led: dict[int, Flight], left: float, seen: Mapping[int, bytes | None]
     ) -> tuple[dict[int, Claim | None], float]:
         """What this batch is to load, each with its claim. What others load goes its own way from here, and lands by itself."""
+        addresses, terms, load = batch
         leases = self._leases(terms)
         if leases is None or left <= 0:
             claims, left = await self._claim([addresses[n] for n in led], terms, left)

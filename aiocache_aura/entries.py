@@ -25,11 +25,10 @@ from aiocache_aura.policy import jittered
 from aiocache_aura.resilience.fail_safe import FaultLog
 from aiocache_aura.resilience.single_flight import Flights, Tick
 from aiocache_aura.stores.base import Port, Scopes, Tokens
-from aiocache_aura.terms import Terms
+from aiocache_aura.terms import FOR_EVER, Terms
 
 log = logging.getLogger("aiocache_aura.engine")
 
-FOR_EVER = float("inf")
 REMEMBERED = 1024
 
 

@@ -12,7 +12,7 @@ from enum import Enum
 
 from aiocache_aura.codecs.envelope import Entry
 
-HARD = 8  # bytes of a fingerprint that a soft invalidation leaves as they are
+HARD_BYTES = 8  # of a token, and so of a fingerprint, from the front, that only a hard invalidation replaces
 EARLY = 0.06  # of the ttl: how long before it has to begin, on average, a refresh may begin by chance
 EARLIEST = 0.07  # of the ttl: and at most, however often the key is asked for
 
@@ -25,7 +25,7 @@ class Standing(Enum):
 
 def standing(entry: Entry, now: float, fingerprint: bytes | None, stale: float) -> Standing:
     """What an entry is at a time, by the generations that are found; `stale` is how many seconds past its life the reader takes it."""
-    if fingerprint is None or fingerprint[:HARD] != entry.fingerprint[:HARD]:
+    if fingerprint is None or fingerprint[:HARD_BYTES] != entry.fingerprint[:HARD_BYTES]:
         return Standing.DEAD
     if fingerprint == entry.fingerprint and entry.is_fresh(now):
         return Standing.FRESH

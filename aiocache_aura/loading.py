@@ -31,15 +31,13 @@ from typing import Any, Final, TypeAlias
 from aiocache_aura.codecs import failures
 from aiocache_aura.codecs.envelope import IS_ERROR, IS_NONE, seal
 from aiocache_aura.codecs.serializers import Undecodable
-from aiocache_aura.entries import FOR_EVER, REMEMBERED, Held, finite
+from aiocache_aura.entries import REMEMBERED, Held, finite
 from aiocache_aura.errors import BackendError, CacheError, LoadDeadlineError, LoadFailedError, SerializationError, ValueTooLargeError
 from aiocache_aura.generations import Address
 from aiocache_aura.looking import Looking
-from aiocache_aura.policy import seconds
 from aiocache_aura.resilience.single_flight import LEFT_OUT, RETRY, Flight, Load, NobodyLoads, Paused, Phase, Tick
-from aiocache_aura.stores.base import Claim, Failed, Fill, Found, Leases, Standing, Want
-from aiocache_aura.stores.base import Held as HeldElsewhere
-from aiocache_aura.terms import Terms
+from aiocache_aura.stores.base import Claim, Failed, Fill, Found, HeldElsewhere, Leases, Standing, Want
+from aiocache_aura.terms import FOR_EVER, Terms, told_life
 from aiocache_aura.types import Uncached
 
 UNBOUNDED_LOAD = 3600.0  # seconds that a load without a deadline may take and still store its value
@@ -273,16 +271,11 @@ class Loading(Looking):
         """Let go of the leases, with word of a failure if it is one. Once it is done, doing it again does nothing."""
         failed = isinstance(error, Exception) and not isinstance(error, NobodyLoads)
         is_over = all(flight.phase is Phase.DONE for flight in flights)
-        leases = self._leases(terms)
+        reason = failures.told_of(error) if failed and any(claim is not None and claim.leased for claim in claims) else None
         for flight, address, claim in zip(flights, addresses, claims, strict=True):
             if failed and not is_over and flight.refreshes:
                 self._pause(address.key, terms.throttle)
-            if leases is None or claim is None or not claim.leased:
-                continue
-            if failed:
-                leases.fail(address.key, claim.permit, failures.told_of(error), throttle=terms.throttle)
-            else:
-                leases.release(address.key, claim.permit)
+            self._give_back(address, claim, terms, failure=reason)
         if failed and not is_over and not any(flight.waiters for flight in flights):
             what = f"a load of {terms.label} that nobody waited for"
             self._faults.report(LoadFailedError(f"the loader raised {type(error).__name__}"), what)
@@ -314,9 +307,7 @@ class Loading(Looking):
         """What is stored of a value, None if the policy would have it not stored."""
         if not _judged(bool, _judged(terms.store_if, value, True), True):
             return None
-        life_of = terms.life_of
-        told = None if life_of is None else _judged(life_of, value, None)
-        life = terms.life if told is None else _judged(seconds, told, 0.0)
+        life = _judged(partial(told_life, terms.life_of, terms.life), value, 0.0)
         if value is None:
             life = life if terms.negative_life is None else terms.negative_life
             return Sealed((0, b""), IS_NONE, life) if life else None
@@ -396,11 +387,16 @@ class Loading(Looking):
             life = max(FOR_EVER if fill.life is None else fill.life for fill in longer)
             await self._port.generations(scopes, life=finite(life), timeout=left)
 
-    def _give_back(self, address: Address, claim: Claim | None, terms: Terms, *, nothing_to_share: bool = False) -> None:
+    def _give_back(
+        self, address: Address, claim: Claim | None, terms: Terms, *, failure: bytes | None = None, nothing_to_share: bool = False
+    ) -> None:
+        """End a lease, with word of a failure, or of there being nothing to share, or of nothing."""
         leases = self._leases(terms)
         if leases is None or claim is None or not claim.leased:
             return
-        if nothing_to_share:
+        if failure is not None:
+            leases.fail(address.key, claim.permit, failure, throttle=terms.throttle)
+        elif nothing_to_share:
             leases.leave_alone(address.key, claim.permit)
         else:
             leases.release(address.key, claim.permit)
@@ -488,8 +484,12 @@ def _loaded_elsewhere(held: Held) -> Loaded:
 
 def _as_it_failed(reason: bytes, terms: Terms) -> Exception:
     """The error that a load has failed with in another process."""
-    error = failures.rebuilt(reason, terms.cache_errors) or failures.found_again(reason)
-    return error or LoadFailedError(f"{terms.label}: the load has failed in other processes, with {failures.told(reason)}; see their logs")
+    error = failures.rebuilt(reason, terms.cache_errors)
+    if error is None:  # not "or": an error may be false
+        error = failures.found_again(reason)
+    if error is None:
+        error = LoadFailedError(f"{terms.label}: the load has failed in other processes, with {failures.told(reason)}; see their logs")
+    return error
 
 
 def _all_written(flights: Sequence[Flight]) -> None:

@@ -129,6 +129,12 @@ async def fall_back(fallback: Any, error: Exception) -> Any:
     return await settled(fallback(error))
 
 
+def told_life(life_of: Callable[[Any], TTL | None] | None, life: float, value: Any) -> float:
+    """Seconds that a result lives: what the function of it says, the policy's `life` if that is None or there is none."""
+    told = None if life_of is None else life_of(value)
+    return life if told is None else seconds(told)
+
+
 def _bound(ttl: TTL | None) -> float | None:
     """Seconds, None for none."""
     bound = None if ttl is None else seconds(ttl)

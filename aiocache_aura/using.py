@@ -11,7 +11,6 @@ from copy import copy
 from functools import partial
 from typing import Any, NamedTuple, get_type_hints
 
-from aiocache_aura import cache_manager as desk
 from aiocache_aura.cache_manager import CacheManager
 from aiocache_aura.cached import Cached, State
 from aiocache_aura.desk import unshared
@@ -46,7 +45,7 @@ class Altered(Cached):
         return self._refreshed(args, kwargs) if self._asked.refresh else super().call(args, kwargs)
 
     async def _refreshed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        manager: Any = desk.cache_manager if self._manager is None else self._manager
+        manager = self.manager
         if not issubclass(type(manager), CacheManager):
             return await self.through_stranger(manager, args, kwargs, ask=False)
         self.cache_key(args, kwargs)  # says what is wrong with the call itself, which no fallback stands in for

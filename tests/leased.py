@@ -8,7 +8,7 @@ What a key's place holds, and what an asker is told (M12-M15)
     force                                  -> the lease, whatever is there
     another value than the asker knows     -> Found
     chain <= `upto`                        -> Alone, also after a newcomer's lease has replaced the mark
-    a lease, none of whose scopes that the asker depends on, too, has another token now  -> Held
+    a lease, none of whose scopes that the asker depends on, too, has another token now  -> HeldElsewhere
     content, before `until`                -> Failed, also while the place is free or its lease is doomed
     the asker's chain has failed twice     -> Failed; once -> the lease, attempt 2
     else                                   -> the lease, attempt 1 of a new chain
@@ -123,7 +123,7 @@ class LeasedStore(MemoryStore):
                 return base.Alone()
             if is_lease and not self._is_doomed(place, tokens):
                 place.is_followed = True
-                return base.Held(b"%d" % place.chain, self.left(want.key))
+                return base.HeldElsewhere(b"%d" % place.chain, self.left(want.key))
             if (want.content and now < place.until) or (is_retry and place.attempt > 1):
                 return base.Failed(place.reason, max(place.until - now, 0.0))
         elif raw is not None:

@@ -819,7 +819,20 @@ def test_histories_reach_what_they_are_for(monkeypatch: pytest.MonkeyPatch) -> N
     explore(range(200), shrinks=False)
     for name in ("hits", "misses", "coalesced", "loads", "sets", "load_errors", "errors", "stale_served", "overruns"):
         seen[name] = int(sum(getattr(one, name) for one in counts))
-    wanted = ["Claim", "Found", "Held", "Failed", "Alone", "forced", "overtaken", "attempt 2", "release", "fail", "leave_alone", "wakes"]
+    wanted = [
+        "Claim",
+        "Found",
+        "HeldElsewhere",
+        "Failed",
+        "Alone",
+        "forced",
+        "overtaken",
+        "attempt 2",
+        "release",
+        "fail",
+        "leave_alone",
+        "wakes",
+    ]
     wanted += ["hits", "misses", "coalesced", "loads", "sets", "load_errors", "errors", "stale_served", "overruns"]
     assert [name for name in wanted if seen[name] < 3] == []
 

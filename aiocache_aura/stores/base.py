@@ -18,7 +18,6 @@ Command: TypeAlias = tuple[str | bytes | int, ...]
 Scopes: TypeAlias = tuple[bytes, ...]
 
 TOKEN_BYTES = 16
-HARD_BYTES = 8  # of these, from the front, that only a hard invalidation replaces; a soft one replaces the others (M7)
 
 
 class Handler(Protocol):
@@ -231,7 +230,7 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class HeldElsewhere:
     """Somebody loads the key: which chain of attempts that is, and for how many seconds the lease is good."""
 
     chain: bytes
@@ -251,7 +250,7 @@ class Alone:
     """Whoever loaded the key has nothing to share: each process loads for itself."""
 
 
-Standing: TypeAlias = Claim | Found | Held | Failed | Alone
+Standing: TypeAlias = Claim | Found | HeldElsewhere | Failed | Alone
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,7 @@ from aiocache_aura.stores.base import (
     Failed,
     Fill,
     Found,
-    Held,
+    HeldElsewhere,
     Holder,
     Link,
     Standing,
@@ -260,7 +260,7 @@ def _standing(scopes: Sequence[bytes], reply: list[Any]) -> Standing:
         case b"found":
             return Found(said[0], tokens)
         case b"held":
-            return Held(said[0], said[1] / 1000)
+            return HeldElsewhere(said[0], said[1] / 1000)
         case b"failed":
             return Failed(said[0], said[1] / 1000)
         case _:

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from aiocache_aura.clock import Clock
 from aiocache_aura.codecs.envelope import FRONT
 from aiocache_aura.errors import BackendError
-from aiocache_aura.stores.base import HARD_BYTES, TOKEN_BYTES, Claim, Fill, Scopes, Tokens, Verdict
+from aiocache_aura.freshness import HARD_BYTES
+from aiocache_aura.stores.base import TOKEN_BYTES, Claim, Fill, Scopes, Tokens, Verdict
 from aiocache_aura.stores.sieve import Sieve
 
 OVERHEAD_BYTES = 400  # of one entry beside its key and value: nodes, dict slots, object headers

@@ -22,9 +22,10 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 from aiocache_aura.codecs.envelope import FRONT
 from aiocache_aura.errors import BackendError
+from aiocache_aura.freshness import HARD_BYTES
 from aiocache_aura.keys import glob_literal
 from aiocache_aura.resilience.single_flight import Tick
-from aiocache_aura.stores.base import HARD_BYTES, TOKEN_BYTES, Claim, Command, Fill, Lane, Link, Scopes, Tokens, Verdict, own_copy
+from aiocache_aura.stores.base import TOKEN_BYTES, Claim, Command, Fill, Lane, Link, Scopes, Tokens, Verdict, own_copy
 from aiocache_aura.stores.leases import RedisLeases
 from aiocache_aura.stores.replies import STRINGS, refused
 from aiocache_aura.stores.requests import Writes

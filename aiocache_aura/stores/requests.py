@@ -6,21 +6,20 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from aiocache_aura.errors import BackendError
 from aiocache_aura.resilience.single_flight import Tick
-from aiocache_aura.stores.base import Command, Lane
+from aiocache_aura.stores.base import Command, FutureHandler, Lane
 from aiocache_aura.stores.replies import code_of, is_answer, refused
 from aiocache_aura.stores.scripts import BY_SHA1, Script
 
 
-class _Answer:
+class _Answer(FutureHandler):
     """Handler of one write: takes the tick while its answer is parsed, then lets the caller go on."""
 
-    __slots__ = ("_commands", "_tick", "_written", "future")
+    __slots__ = ("_commands", "_tick", "_written")
 
     def __init__(self, commands: Sequence[Command], tick: Tick, written: Callable[[], None] | None) -> None:
+        super().__init__()
         self._commands, self._tick, self._written = commands, tick, written
-        self.future: asyncio.Future[list[object]] = asyncio.get_running_loop().create_future()
 
     def written(self) -> None:
         if self._written is not None:
@@ -32,13 +31,7 @@ class _Answer:
             if not is_answer(command, reply):
                 self.fail(refused(command, reply))
                 return False
-        if not self.future.done():
-            self.future.set_result(replies)
-        return True
-
-    def fail(self, error: BackendError) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
+        return super().deliver(replies)
 
 
 class Writes:

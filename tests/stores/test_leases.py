@@ -19,7 +19,7 @@ from aiocache_aura.errors import BackendError
 from aiocache_aura.resilience.single_flight import Tick
 from aiocache_aura.stores import followers as followers_module
 from aiocache_aura.stores import lanes, leases, scripts
-from aiocache_aura.stores.base import Alone, Claim, Failed, Fill, Found, Held, Holder, Link, Standing, Want
+from aiocache_aura.stores.base import Alone, Claim, Failed, Fill, Found, HeldElsewhere, Holder, Link, Standing, Want
 from aiocache_aura.stores.connections import Endpoint
 from aiocache_aura.stores.followers import KeyFollower
 from aiocache_aura.stores.lanes import LaneLink
@@ -78,9 +78,9 @@ class Process:
         assert standing.leased
         return standing
 
-    async def held(self, *scopes: bytes, **options: Any) -> Held:
+    async def held(self, *scopes: bytes, **options: Any) -> HeldElsewhere:
         standing = await self.ask(*scopes, **options)
-        assert isinstance(standing, Held), standing
+        assert isinstance(standing, HeldElsewhere), standing
         return standing
 
     async def fill(self, claim: Claim, raw: bytes = NEW, life: float | None = 60.0) -> bool:
@@ -259,7 +259,7 @@ async def test_no_scopes(fleet: Fleet) -> None:
     (claim,) = await one.leases.acquire([want], timeout=SOON, written=nothing)
     (held,) = await one.leases.acquire([want], timeout=SOON, written=nothing)
     assert isinstance(claim, Claim)
-    assert isinstance(held, Held)
+    assert isinstance(held, HeldElsewhere)
 
 
 # Acquire: what is in the lease's place
@@ -607,7 +607,7 @@ async def test_many_keys_at_once(fleet: Fleet) -> None:
     assert isinstance(held, Claim)
     calls: list[str] = []
     got = await one.leases.acquire(wants[:4], timeout=SOON, written=lambda: calls.append("written"))
-    assert [type(standing) for standing in got] == [Claim, Found, Held, Claim]
+    assert [type(standing) for standing in got] == [Claim, Found, HeldElsewhere, Claim]
     assert set(calls) == {"written"}
     permits = await one.port.claim([(key, ()) for key in keys[4:]], life=60.0, timeout=SOON)
     claims = [got[0], *permits, got[3]]
@@ -1285,7 +1285,7 @@ async def _get(process: Process, loads: list[bytes], how: Callable[[], str]) -> 
             match standing:
                 case Found():
                     return standing.raw
-                case Held():
+                case HeldElsewhere():
                     chain = standing.chain
                     await follower.wait(standing.left)
                 case Failed():

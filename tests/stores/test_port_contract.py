@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 from fakeredis import FakeAsyncRedis
 
+from aiocache_aura.freshness import HARD_BYTES
 from aiocache_aura.resilience.single_flight import Tick
-from aiocache_aura.stores.base import HARD_BYTES, TOKEN_BYTES, Fill, Link, Port, Tokens
+from aiocache_aura.stores.base import TOKEN_BYTES, Fill, Link, Port, Tokens
 from aiocache_aura.stores.connections import Endpoint
 from aiocache_aura.stores.lanes import LaneLink
 from aiocache_aura.stores.memory import MemoryStore
