@@ -127,6 +127,46 @@ class Holder:
                 await self._arrival.wait()
 
 
+class Network:
+    """The requests that are on their way in a random history, and what moves them on."""
+
+    def steps(self) -> list[Step]:
+        """Those that have not been answered, in a fixed order."""
+        raise NotImplementedError
+
+    async def _execute(self, step: Step) -> None:
+        raise NotImplementedError
+
+    async def move(self, n: int, moment: int, but: str = "") -> None:
+        """One request goes on, but none of this name: it is written, or executed as well, or answered as well."""
+        waiting = [step for step in self.steps() if step.name != but]
+        if waiting:
+            step = waiting[n % len(waiting)]
+            if moment < 2 and not step.is_written:
+                step.write()
+            elif moment < 5 and not step.is_executed:
+                await self._execute(step)
+            else:
+                await self._go(step)
+
+    async def execute(self, n: int, name: str) -> None:
+        """One request of this name is executed, and not answered yet."""
+        waiting = [step for step in self.steps() if step.name == name and not step.is_executed]
+        if waiting:
+            await self._execute(waiting[n % len(waiting)])
+
+    async def answer(self, n: int, name: str) -> None:
+        """One request of this name that has been executed is answered."""
+        waiting = [step for step in self.steps() if step.name == name and step.is_executed]
+        if waiting:
+            waiting[n % len(waiting)].answer()
+
+    async def _go(self, step: Step) -> None:
+        if not step.is_executed:
+            await self._execute(step)
+        step.answer()
+
+
 class Port(Holder):
     """A port whose operations can be held. As on Redis, the tick is taken when a lookup is written and when a write is answered."""
 

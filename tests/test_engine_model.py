@@ -31,7 +31,7 @@ from aiocache_aura.errors import BackendError
 from aiocache_aura.resilience.single_flight import Phase, _aboard
 from aiocache_aura.types import MISSING
 from tests.clocks import ManualClock
-from tests.steps import ADDRESSES, TERMS, Fleet, Process, Step, address, settled, terms
+from tests.steps import ADDRESSES, TERMS, Fleet, Network, Process, Step, address, settled, terms
 
 Action = tuple[str, int, int, int]  # what, a number, a key, a number
 PLACES = [address("a", tenants=["1"], tags=["x"]), address("b", tenants=["2"], tags=["x"]), address("c", tenants=["1"])]
@@ -97,7 +97,7 @@ reader: ContextVar[Read | None] = ContextVar("reader", default=None)
 writer: ContextVar[Write | None] = ContextVar("writer", default=None)
 
 
-class World:
+class World(Network):
     """Two processes, their store, the truth, and what is known of it."""
 
     def __init__(self, *, calm: bool = False) -> None:
@@ -312,38 +312,9 @@ class World:
     def steps(self) -> list[Step]:
         return [step for process in self.processes for step in process.port.waiting()]
 
-    async def move(self, n: int, moment: int, but: str = "") -> None:
-        """One request goes on, but none of this name: it is written, or executed as well, or answered as well."""
-        waiting = [step for step in self.steps() if step.name != but]
-        if waiting:
-            step = waiting[n % len(waiting)]
-            if moment < 2 and not step.is_written:
-                step.write()
-            elif moment < 5 and not step.is_executed:
-                await self._execute(step)
-            else:
-                await self._go(step)
-
-    async def execute(self, n: int, name: str) -> None:
-        """One request of this name is executed, and not answered yet."""
-        waiting = [step for step in self.steps() if step.name == name and not step.is_executed]
-        if waiting:
-            await self._execute(waiting[n % len(waiting)])
-
-    async def answer(self, n: int, name: str) -> None:
-        """One request of this name that has been executed is answered."""
-        waiting = [step for step in self.steps() if step.name == name and step.is_executed]
-        if waiting:
-            waiting[n % len(waiting)].answer()
-
     async def _execute(self, step: Step) -> None:
         self._note(step, step.context.get(writer))
         await step.execute()
-
-    async def _go(self, step: Step) -> None:
-        if not step.is_executed:
-            await self._execute(step)
-        step.answer()
 
     async def lose(self, n: int) -> None:
         """A request that was lost, or whose answer was; or, all the same, one that was thought lost and is executed now."""

@@ -49,7 +49,7 @@ from aiocache_aura.stores.memory import MemoryStore
 from aiocache_aura.terms import Terms
 from aiocache_aura.types import MISSING, Uncached
 from tests.leased import OVER_A_NETWORK, LeasedFleet, LeasedPort, LeasedStore, Lessee, VirtualLoop
-from tests.steps import ADDRESSES, Process, Step, address, settled, terms
+from tests.steps import ADDRESSES, Network, Process, Step, address, settled, terms
 
 Action = tuple[str, int, int, int]  # what, a number, a key, a number
 PLACES = [address("a", tenants=["1"], tags=["x"]), address("b", tenants=["2"], tags=["x"]), address("c", tenants=["1"])]
@@ -185,7 +185,7 @@ class WatchedStore(LeasedStore):
         return await super().store_if(key, raw, life, seen=seen, timeout=timeout)
 
 
-class World:
+class World(Network):
     """Processes, the store that they share, the truth, and what is known of it."""
 
     def __init__(self, processes: int, *, calm: bool = False) -> None:
@@ -434,30 +434,6 @@ class World:
         there = [self._ports(n) for n in self.alive if n not in self.frozen]
         return [step for port, lessee in there for step in (*port.waiting(), *lessee.waiting())]
 
-    async def move(self, n: int, moment: int, but: str = "") -> None:
-        """One request goes on, but none of this name: it is written, or executed as well, or answered as well."""
-        waiting = [step for step in self.steps() if step.name != but]
-        if waiting:
-            step = waiting[n % len(waiting)]
-            if moment < 2 and not step.is_written:
-                step.write()
-            elif moment < 5 and not step.is_executed:
-                await self._execute(step)
-            else:
-                await self._go(step)
-
-    async def execute(self, n: int, name: str) -> None:
-        """One request of this name is executed, and not answered yet."""
-        waiting = [step for step in self.steps() if step.name == name and not step.is_executed]
-        if waiting:
-            await self._execute(waiting[n % len(waiting)])
-
-    async def answer(self, n: int, name: str) -> None:
-        """One request of this name that has been executed is answered."""
-        waiting = [step for step in self.steps() if step.name == name and step.is_executed]
-        if waiting:
-            waiting[n % len(waiting)].answer()
-
     async def again(self, n: int) -> None:
         """A client sends a request again, whose answer it did not get."""
         waiting = [step for step in self.steps() if step.name in REPEATABLE and step.is_executed]
@@ -479,11 +455,6 @@ class World:
         finally:
             writer.reset(value)
             writes_in.reset(by)
-
-    async def _go(self, step: Step) -> None:
-        if not step.is_executed:
-            await self._execute(step)
-        step.answer()
 
     def lose(self, n: int) -> None:
         """A request is lost, or its answer."""
