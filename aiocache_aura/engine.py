@@ -201,7 +201,7 @@ class Engine(Loading):
     async def _instead(self, error: Exception, terms: Terms, held: Held | None) -> Any:
         """What a caller is given for a load that failed; raises the error where there is nothing."""
         if held is not None and self._stands_in(held, terms, error):
-            self._add(terms, "stale_served", int(not held.is_fresh))
+            self._add(terms, "stale_error", int(not held.is_fresh))
             if held.error is None:
                 return held.value
             error = held.error
@@ -220,7 +220,7 @@ class Engine(Loading):
 
     def _count_served(self, terms: Terms, address: Address, held: Held) -> None:
         self._count_hit(terms, address)
-        self._add(terms, "stale_served", int(not held.is_fresh))
+        self._add(terms, "stale_refreshing", int(not held.is_fresh))
 
     async def refresh(self, address: Address, terms: Terms, load: Load) -> Any:
         """Load anew, whatever is stored, and store it; shared only with callers that began before that load did."""

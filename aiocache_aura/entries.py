@@ -219,6 +219,9 @@ class Entries:
 
     def _fault(self, error: BackendError, terms: Terms) -> None:
         self._add(terms, "errors", 1)
+        for counts in (terms.counts, terms.own):
+            if counts is not None:
+                counts.by_error[type(error).__name__] = counts.by_error.get(type(error).__name__, 0) + 1
         self._faults.report(error, terms.label)
 
     def _note_unstorable(self, terms: Terms, error: Exception) -> None:

@@ -1,39 +1,83 @@
-"""Counters: plain ints, added to where things happen, read when somebody asks."""
+"""Counters: plain ints, added to where things happen, read when somebody asks.
+
+One class for all figures: what happened since the start, what happened in a window (the difference of two), and what happened in a fleet
+(the sum of many).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+from aiocache_aura.histogram import Histogram
+
+STALE_REASONS = ("refreshing", "timeout", "error", "paused")
+OPERATIONS = ("get", "set", "delete", "invalidate", "load")
+
+_INTS = (
+    "hits",
+    "misses",
+    "loads",
+    "load_errors",
+    "coalesced",
+    "followed",
+    "stale_refreshing",
+    "stale_timeout",
+    "stale_error",
+    "stale_paused",
+    "overruns",
+    "sets",
+    "deletes",
+    "invalidations",
+    "errors",
+    "undecodable",
+    "unstorable",
+)
 
 
 class Counts:
-    """What happened to one cache type, or one function, in this process."""
+    """What happened to one cache type, or one function: since the start, or in a window.
 
-    __slots__ = (
-        "coalesced",
-        "deletes",
-        "errors",
-        "hits",
-        "invalidations",
-        "load_errors",
-        "load_seconds",
-        "loads",
-        "misses",
-        "overruns",
-        "sets",
-        "stale_served",
-        "undecodable",
-        "unstorable",
-    )
+    `coalesced` callers waited for a load that was under way in this process, `followed` loads were left to another process. Stale
+    values are counted by why they were given: while they were `refreshing`, because a soft or hard `timeout` was over, because the load
+    ended in an `error`, or while it was `paused` after one. `errors` are faults of the store, by the class of the error in `by_error`.
+    `times` holds durations by operation, of hits a sample; `evictions` are entries that the in-process store threw out, by reason;
+    `saved_seconds` estimates the load seconds that hits did not cost.
+    """
+
+    __slots__ = (*_INTS, "by_error", "evictions", "load_seconds", "saved_seconds", "times")
+
+    hits: int
+    misses: int
+    loads: int
+    load_errors: int
+    coalesced: int
+    followed: int
+    stale_refreshing: int
+    stale_timeout: int
+    stale_error: int
+    stale_paused: int
+    overruns: int
+    sets: int
+    deletes: int
+    invalidations: int
+    errors: int
+    undecodable: int
+    unstorable: int
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        self.hits = self.misses = self.loads = self.coalesced = self.load_errors = 0
-        self.stale_served = self.overruns = 0
-        self.sets = self.deletes = self.invalidations = 0
-        self.errors = self.undecodable = self.unstorable = 0
-        self.load_seconds = 0.0
+        for name in _INTS:
+            setattr(self, name, 0)
+        self.load_seconds = self.saved_seconds = 0.0
+        self.by_error: dict[str, int] = {}
+        self.evictions: dict[str, int] = {}
+        self.times: dict[str, Histogram] = {}
+
+    def __repr__(self) -> str:
+        return f"Counts(hits={self.hits}, misses={self.misses}, loads={self.loads}, errors={self.errors})"
 
     @property
     def hit_rate(self) -> float:
@@ -41,8 +85,66 @@ class Counts:
         asked = self.hits + self.misses
         return self.hits / asked if asked else 0.0
 
-    def snapshot(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__slots__} | {"hit_rate": self.hit_rate}
+    @property
+    def stale_served(self) -> int:
+        """Stale values given, whatever the reason."""
+        return self.stale_refreshing + self.stale_timeout + self.stale_error + self.stale_paused
 
-    def __repr__(self) -> str:
-        return f"Counts(hits={self.hits}, misses={self.misses}, loads={self.loads}, errors={self.errors})"
+    def stale_by_reason(self) -> dict[str, int]:
+        return {reason: getattr(self, f"stale_{reason}") for reason in STALE_REASONS}
+
+    def took(self, operation: str, seconds: float, times: int = 1) -> None:
+        """Count a duration of an operation, one of OPERATIONS."""
+        histogram = self.times.get(operation)
+        if histogram is None:
+            histogram = self.times[operation] = Histogram()
+        histogram.add(seconds, times)
+
+    def copy(self) -> Counts:
+        return self.plus(Counts())
+
+    def plus(self, other: Counts) -> Counts:
+        """Both together."""
+        made = Counts()
+        for name in (*_INTS, "load_seconds", "saved_seconds"):
+            setattr(made, name, getattr(self, name) + getattr(other, name))
+        made.by_error = _added(self.by_error, other.by_error)
+        made.evictions = _added(self.evictions, other.evictions)
+        for operation in {**self.times, **other.times}:
+            made.times[operation] = self.times.get(operation, _NONE).plus(other.times.get(operation, _NONE))
+        return made
+
+    def minus(self, earlier: Counts) -> Counts:
+        """What happened after `earlier`, which are these counters as they were; none of it below 0, for counters may have been reset."""
+        made = Counts()
+        for name in (*_INTS, "load_seconds", "saved_seconds"):
+            setattr(made, name, max(getattr(self, name) - getattr(earlier, name), 0))
+        made.by_error = _taken(self.by_error, earlier.by_error)
+        made.evictions = _taken(self.evictions, earlier.evictions)
+        for operation, histogram in self.times.items():
+            made.times[operation] = histogram.minus(earlier.times.get(operation, _NONE))
+        return made
+
+    def snapshot(self) -> dict[str, Any]:
+        """The figures as a dict, without durations: what `manager.stats()` gives for a type."""
+        told: dict[str, Any] = {name: getattr(self, name) for name in _INTS if not name.startswith("stale_")}
+        return told | {
+            "load_seconds": self.load_seconds,
+            "saved_seconds": self.saved_seconds,
+            "stale_served": self.stale_served,
+            "stale_by_reason": self.stale_by_reason(),
+            "errors_by_type": dict(self.by_error),
+            "evictions": dict(self.evictions),
+            "hit_rate": self.hit_rate,
+        }
+
+
+_NONE = Histogram()
+
+
+def _added(ours: Mapping[str, int], theirs: Mapping[str, int]) -> dict[str, int]:
+    return {name: ours.get(name, 0) + theirs.get(name, 0) for name in {**ours, **theirs}}
+
+
+def _taken(ours: Mapping[str, int], earlier: Mapping[str, int]) -> dict[str, int]:
+    return {name: n for name, n in ((name, n - earlier.get(name, 0)) for name, n in ours.items()) if n > 0}

@@ -28,6 +28,7 @@ FLOORS = [
     {"aiocache_aura.stores.sieve", "aiocache_aura.resilience", "aiocache_aura.resilience.single_flight",
      "aiocache_aura.resilience.fail_safe", "aiocache_aura.resilience.threads"},
     {"aiocache_aura.keys", "aiocache_aura.owner", "aiocache_aura.policy", "aiocache_aura.settings", "aiocache_aura.stats",
+     "aiocache_aura.histogram",
      "aiocache_aura.freshness", "aiocache_aura.codecs.failures", "aiocache_aura.signatures", "aiocache_aura.templates",
      "aiocache_aura.declared",
      "aiocache_aura.codecs", "aiocache_aura.codecs.envelope", "aiocache_aura.codecs.serializers",
