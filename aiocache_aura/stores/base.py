@@ -319,6 +319,25 @@ class Leases(Protocol):
         ...
 
 
+class Notes(Protocol):
+    """Boards of small notes that the processes of a fleet post for one another: figures, what is hot. Every method may raise BackendError.
+
+    A note stands under a name on a board for its life, in seconds by the store's clock; an emptied store has none. At most 1,000 stand on
+    a board.
+    """
+
+    async def post(self, board: str, name: str, payload: bytes, *, life: float, timeout: float) -> bool:
+        """Put a note up, in place of the one of that name; False if the board is full."""
+        ...
+
+    async def read(self, board: str, *, timeout: float) -> dict[str, bytes]:
+        """The notes that stand on a board."""
+        ...
+
+    async def drop(self, board: str, name: str, *, timeout: float) -> None:
+        """Take a note down, if it stands."""
+
+
 class Port(Protocol):
     """One event loop's way to stored bytes, generations and permits. Every method may raise BackendError."""
 
@@ -326,6 +345,9 @@ class Port(Protocol):
     def leases(self) -> Leases | None:
         """None where no other process can load the same keys."""
         ...
+
+    @property
+    def notes(self) -> Notes: ...
 
     def lookup(self, key: bytes, scopes: Scopes) -> Awaitable[tuple[bytes | None, Tokens]]:
         """The value of `key` and the tokens of `scopes`; lookups of one tick share a round trip (M1)."""

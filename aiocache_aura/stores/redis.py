@@ -27,6 +27,7 @@ from aiocache_aura.keys import glob_literal
 from aiocache_aura.resilience.single_flight import Tick
 from aiocache_aura.stores.base import TOKEN_BYTES, Claim, Command, Fill, Lane, Link, Scopes, Tokens, Verdict, own_copy
 from aiocache_aura.stores.leases import RedisLeases
+from aiocache_aura.stores.notes import RedisNotes
 from aiocache_aura.stores.replies import STRINGS, refused
 from aiocache_aura.stores.requests import Writes
 from aiocache_aura.stores.scripts import EXPIRE, FILL, PERMIT, PLANT, SOFTEN, STORE_IF, life_ms, token_lives
@@ -190,6 +191,7 @@ class RedisPort:
         self._permit_life = permit_life
         self._values = f"{prefix}:".encode()
         self._permits = f"{prefix}!p:{{".encode()
+        self._notes = RedisNotes(self._writes, f"{prefix}!n:".encode())
         self._leases = RedisLeases(link, self._writes, self._permit, f"{prefix}!w".encode(), budget=budget)
 
     def __repr__(self) -> str:
@@ -198,6 +200,10 @@ class RedisPort:
     @property
     def leases(self) -> RedisLeases:
         return self._leases
+
+    @property
+    def notes(self) -> RedisNotes:
+        return self._notes
 
     # Reads
 

@@ -351,6 +351,51 @@ return held
 """,
 )
 
-SCRIPTS: Final = (PLANT, SOFTEN, PERMIT, FILL, STORE_IF, EXPIRE, ACQUIRE, FILL_LEASED, END, RENEW)
+# A board is a hash of names to notes: 16 digits of the time when a note's life is over, in microseconds, then its payload.
+_NOTES = """
+local clock = redis.call('TIME')
+local now = tonumber(clock[1]) * 1000000 + tonumber(clock[2])
+local function standing()
+  local all, gone, left = redis.call('HGETALL', KEYS[1]), {}, {}
+  for i = 1, #all, 2 do
+    if (tonumber(string.sub(all[i + 1], 1, 16)) or 0) > now then
+      left[#left + 1] = all[i]
+      left[#left + 1] = string.sub(all[i + 1], 17)
+    else
+      gone[#gone + 1] = all[i]
+    end
+  end
+  for i = 1, #gone do
+    redis.pcall('HDEL', KEYS[1], gone[i])
+  end
+  return left
+end
+"""
+
+POST: Final = Script(
+    "POST",
+    # KEYS board. ARGV name, payload, PX, most notes. 0 if the board is full. Redis drops a board once the last note's life is over.
+    _NOTES
+    + """
+if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 and redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[4]) then
+  if #standing() / 2 >= tonumber(ARGV[4]) then
+    return 0
+  end
+end
+redis.call('HSET', KEYS[1], ARGV[1], string.format('%016.0f', now + tonumber(ARGV[3]) * 1000) .. ARGV[2])
+if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[3]) then
+  redis.call('PEXPIRE', KEYS[1], ARGV[3])
+end
+return 1
+""",
+)
+
+READ_NOTES: Final = Script(
+    "READ_NOTES",
+    # KEYS board. Names and payloads in turn; those whose life is over are removed.
+    _NOTES + "return standing()\n",
+)
+
+SCRIPTS: Final = (PLANT, SOFTEN, PERMIT, FILL, STORE_IF, EXPIRE, ACQUIRE, FILL_LEASED, END, RENEW, POST, READ_NOTES)
 LOAD_ALL: Final = tuple(script.load() for script in SCRIPTS)
 BY_SHA1: Final = {script.sha1: script for script in SCRIPTS}

@@ -590,3 +590,61 @@ async def test_nothing_to_do(subject: Subject) -> None:
     assert await subject.port.delete([], timeout=SOON) == 0
     await subject.port.invalidate([], timeout=SOON)
     assert (await subject.port.generations((), life=60.0, timeout=SOON)).fingerprint(()) == bytes(16)
+
+
+# Notes
+
+
+async def test_a_note_stands_for_its_life(subject: Subject) -> None:
+    """A note is read by its name on its board only, is replaced by the next of that name, and goes when its life is over."""
+    notes = subject.port.notes
+    assert await notes.read("fleet", timeout=SOON) == {}
+    assert await notes.post("fleet", "a", RAW, life=60.0, timeout=SOON)
+    assert await notes.post("fleet", "b", b"", life=0.2, timeout=SOON)
+    assert await notes.post("heat", "a", b"other", life=60.0, timeout=SOON)
+    assert await notes.read("fleet", timeout=SOON) == {"a": RAW, "b": b""}
+    assert await notes.post("fleet", "a", b"new", life=60.0, timeout=SOON)
+    await subject.passes(0.3)
+    assert await notes.read("fleet", timeout=SOON) == {"a": b"new"}
+    assert await notes.read("heat", timeout=SOON) == {"a": b"other"}
+
+
+async def test_a_short_note_does_not_end_a_long_one(subject: Subject) -> None:
+    """The board stands as long as the note with the longest life, whichever was posted last."""
+    notes = subject.port.notes
+    await notes.post("fleet", "long", b"1", life=60.0, timeout=SOON)
+    await notes.post("fleet", "short", b"2", life=0.1, timeout=SOON)
+    await subject.passes(0.2)
+    assert await notes.read("fleet", timeout=SOON) == {"long": b"1"}
+
+
+async def test_a_note_is_taken_down(subject: Subject) -> None:
+    """Dropping takes a note down; dropping what does not stand is nothing."""
+    notes = subject.port.notes
+    await notes.post("fleet", "a", b"1", life=60.0, timeout=SOON)
+    await notes.drop("fleet", "a", timeout=SOON)
+    await notes.drop("fleet", "a", timeout=SOON)
+    await notes.drop("empty", "a", timeout=SOON)
+    assert await notes.read("fleet", timeout=SOON) == {}
+
+
+async def test_a_board_is_bounded(subject: Subject) -> None:
+    """The 1,000th note is taken and the next refused; one of a name that stands is taken, and a new one when another is over."""
+    notes = subject.port.notes
+    for n in range(999):
+        assert await notes.post("fleet", str(n), b"x", life=600.0, timeout=SOON)
+    assert await notes.post("fleet", "the last", b"x", life=5.0, timeout=SOON)
+    assert not await notes.post("fleet", "one more", b"x", life=60.0, timeout=SOON)
+    assert await notes.post("fleet", "the last", b"y", life=0.1, timeout=SOON)
+    await subject.passes(0.2)
+    assert await notes.post("fleet", "one more", b"x", life=60.0, timeout=SOON)
+    assert len(await notes.read("fleet", timeout=SOON)) == 1000
+
+
+async def test_a_note_that_another_program_wrote_is_no_note(valkey: Server) -> None:
+    """What stands in a board's hash without a time is taken away, not read."""
+    subject = over_link(LaneLink(Endpoint.from_url(valkey.url)))
+    with valkey.client() as client:
+        client.hset(f"{subject.prefix}!n:fleet", mapping={"a": b"garbage", "b": b"", "c": b"9" * 16 + b"real"})
+    assert await subject.port.notes.read("fleet", timeout=SOON) == {"c": b"real"}
+    await subject.port.aclose()
