@@ -30,7 +30,7 @@ from aiocache_aura.freshness import is_due, stands_in_for
 from aiocache_aura.generations import Address
 from aiocache_aura.loading import Loading, LoadMany
 from aiocache_aura.resilience.single_flight import LEFT_OUT, RETRY, Flight, Load, Paused, Waiter
-from aiocache_aura.stores.base import Claim, Tokens
+from aiocache_aura.stores.base import Claim, Jobs, Tokens
 from aiocache_aura.terms import Terms, fall_back
 from aiocache_aura.types import MISSING
 
@@ -48,6 +48,11 @@ class Engine(Loading):
 
     def __repr__(self) -> str:
         return f"<Engine over {self._port!r}, {self.flights!r}>"
+
+    @property
+    def jobs(self) -> Jobs:
+        """Whose turn it is to run what the fleet runs once."""
+        return self._port.jobs
 
     async def get_or_load(self, address: Address, terms: Terms, load: Callable[..., Awaitable[Any]], *args: Any) -> Any:
         """The stored value, or what `load(*args)` gives: loaded once for all who wait. Never raises for the store."""
