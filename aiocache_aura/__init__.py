@@ -1,6 +1,7 @@
 """aiocache_aura: the asyncio cache on Redis and Valkey."""
 
 from aiocache_aura.cache_manager import CacheManager
+from aiocache_aura.cache_warmer import CacheWarmer
 from aiocache_aura.cached_function import BoundCached, CachedFunction
 from aiocache_aura.clock import Clock
 from aiocache_aura.codecs.serializers import register_type
@@ -33,11 +34,26 @@ from aiocache_aura.errors import (
     UnknownCacheTypeError,
     ValueTooLargeError,
 )
+from aiocache_aura.events import (
+    Deleted,
+    Events,
+    Evicted,
+    Fault,
+    Happening,
+    Hit,
+    Invalidated,
+    Load,
+    Miss,
+    SlowOperation,
+    StaleServed,
+    Stored,
+)
 from aiocache_aura.integrations.asgi import TenantMiddleware
 from aiocache_aura.keys import register_key_type
 from aiocache_aura.namespace import Cache
 from aiocache_aura.policy import CachePolicy
 from aiocache_aura.redis_client import RedisClient
+from aiocache_aura.sources import warm_source
 from aiocache_aura.types import (
     ALL,
     FOREVER,
@@ -52,6 +68,7 @@ from aiocache_aura.types import (
     ManagerLike,
     Uncached,
 )
+from aiocache_aura.warm_report import TypeReport, WarmProgress, WarmReport
 
 __all__ = [
     "ALL",
@@ -69,25 +86,41 @@ __all__ = [
     "CacheParameters",
     "CachePolicy",
     "CacheTTL",
+    "CacheWarmer",
     "CachedFunction",
     "Call",
     "Clock",
     "ConfigurationError",
+    "Deleted",
+    "Events",
+    "Evicted",
     "Explanation",
+    "Fault",
+    "Happening",
+    "Hit",
+    "Invalidated",
     "KeyPartError",
+    "Load",
     "LoadDeadlineError",
     "LoadFailedError",
     "LoadTimeoutError",
     "ManagerLike",
+    "Miss",
     "MissingTenantError",
     "MissingUserError",
     "RecursiveLoadError",
     "RedisClient",
     "SerializationError",
+    "SlowOperation",
+    "StaleServed",
+    "Stored",
     "TenantMiddleware",
+    "TypeReport",
     "Uncached",
     "UnknownCacheTypeError",
     "ValueTooLargeError",
+    "WarmProgress",
+    "WarmReport",
     "cache",
     "cache_analytics",
     "cache_api",
@@ -104,4 +137,5 @@ __all__ = [
     "register_type",
     "tenant_scope",
     "user_scope",
+    "warm_source",
 ]

@@ -415,6 +415,14 @@ class Port(Protocol):
         """`store` for one key, only if its slot still holds `seen` (None: is empty); whether it was written."""
         ...
 
+    async def look(self, keys: Sequence[bytes], scopes: Scopes, *, timeout: float) -> tuple[list[bytes | None], Tokens]:
+        """What is stored under the keys, and the tokens of `scopes`: a lookup that no reader waits for."""
+        ...
+
+    async def plant(self, items: Sequence[tuple[bytes, bytes, float | None, bytes | None]], *, timeout: float) -> list[bool]:
+        """Write each (key, raw, life, seen) whose slot still holds `seen` (None: is empty), and void no load; which were written."""
+        ...
+
     async def delete(self, keys: Sequence[bytes], *, timeout: float) -> int:
         """Remove permits, then values; how many values were there (M9)."""
         ...
@@ -428,6 +436,10 @@ class Port(Protocol):
 
     async def purge(self, glob: bytes, matches: Callable[[bytes], bool], *, timeout: float) -> int:
         """Remove every permit, then every value, whose key matches; how many values (M11). In bounded batches."""
+        ...
+
+    def usage(self) -> dict[str, tuple[int, int]] | None:
+        """By cache type, the entries there are and the bytes that they take in this process; None where they are elsewhere."""
         ...
 
     async def aclose(self) -> None:
