@@ -314,6 +314,11 @@ class CacheManager(KeyVerbs, Invalidations):
         else:
             self._engines.place().start(work)
 
+    def own(self, task: asyncio.Task[Any]) -> None:
+        """Have `aclose` cancel this task of any loop, and wait for its end, before it closes what the task works with. Counts as use."""
+        self._settle()
+        self._engines.own(task)
+
 
 class _Disabled(AbstractContextManager[None]):
     __slots__ = ("_switch",)
