@@ -153,7 +153,7 @@ class Job:
     async def cancel(self) -> None:
         """End the job in this process, and a run that is under way; another process goes on. Idempotent; from any event loop."""
         if asyncio.get_running_loop() is not self._loop:
-            if self._loop.is_running():
+            if self._loop.is_running() and not self._is_copy():
                 await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self.cancel(), self._loop))
             return
         self._task.cancel()
