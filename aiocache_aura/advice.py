@@ -56,8 +56,7 @@ def _slow_store(name: str, figures: Figures) -> Iterator[str]:
     took = figures["latency_by_operation"].get("get", {})
     if figures["hits"] + figures["misses"] >= ENOUGH and took.get("p95", 0.0) >= SLOW_STORE * 1000:
         yield (
-            f"{name}: a lookup takes {took['p95']:.0f} ms (p95); look for slow commands (SLOWLOG), large values, a busy event loop, or a server "
-            "that is far away"
+            yield f"{name}: loads take {took['p95'] / 1000:.1f} s (p95); stale=, early_refresh=True or a warmer spare thatthat is far away"
         )
 
 
