@@ -3,8 +3,8 @@
     python -m benchmarks.monitoring_cost [--rounds N]
 
 Two managers over one store, the same decorated function on each. One is watched: `cache_monitor.running()`, hits timed by samples, hot keys
-learned. Of the other no hit is timed, and no task runs. Rounds alternate between the two, in the order A B B A, so that what drifts hits both;
-printed is the median of the rounds' ratios, and the quarters on both sides of it.
+learned. Of the other no hit is timed, and no task runs. Rounds alternate between the two, in the order A B B A, so that what drifts hits
+both; printed is the median of the rounds' ratios, and the quarters on both sides of it.
 """
 
 from __future__ import annotations
