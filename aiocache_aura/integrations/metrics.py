@@ -1,0 +1,458 @@
+"""What is exported: one table of metrics, which every exporter and docs/metrics.md are made from, and the reading that fills it.
+
+Nothing is counted for an exporter: it reads the ints that are there anyway, when it is asked. It may be asked from another thread than the
+loops', so what is read is copied first, a dict in one step of the interpreter.
+
+No label holds a key, a user, a tenant or a function. The first `max_caches` cache types that are used keep their names for as long as the
+source lives; what all later ones do is summed under `other`, so that no counter goes back.
+
+`python -m aiocache_aura.integrations.metrics docs/metrics.md` writes the tables of that page anew.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+from aiocache_aura import cache_manager as desk
+from aiocache_aura.cache_manager import CacheManager
+from aiocache_aura.histogram import PER_DECADE, Histogram, bound
+from aiocache_aura.stats import Counts
+
+T = TypeVar("T")
+Sample: TypeAlias = tuple[tuple[str, ...], "float | Histogram"]
+
+OTHER = "other"
+MAX_CACHES = 50
+MAX_REASONS = 20  # classes of errors, reasons of evictions: a handful, so far
+FINEST, COARSEST = -5, 3  # powers of ten, in seconds, between which durations are told apart
+EVERY_TENTH = tuple(range((FINEST + 6) * PER_DECADE, (COARSEST + 6) * PER_DECADE + 1, PER_DECADE // 3))
+
+
+def package_version() -> str:
+    try:
+        return version("aiocache-aura")
+    except PackageNotFoundError:  # used from where it lies
+        return "unknown"
+
+
+class Kind(StrEnum):
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+class Reading(NamedTuple):
+    """What a manager has counted and holds at one moment: copies, in which nothing changes any more."""
+
+    layer: str
+    counts: Mapping[str, Counts]
+    results: Mapping[tuple[str, str], int]
+    usage: Mapping[str, tuple[int, int]]
+    lanes: Sequence[Any]
+
+
+class Names:
+    """The names that have series of their own: the first so many, for good. Safe in several threads."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._kept = most, dict[str, None]()
+        self._lock = threading.Lock()
+
+    def keep(self, names: Iterable[str]) -> Collection[str]:
+        with self._lock:
+            for name in names:
+                if len(self._kept) < self._most:
+                    self._kept[name] = None
+            return self._kept.copy()
+
+
+class Marks:
+    """The highest that each figure has been: differences of counters that are read one after the other. Safe in several threads."""
+
+    def __init__(self) -> None:
+        self._highest: dict[tuple[str, str], int] = {}
+        self._lock = threading.Lock()
+
+    def raised(self, figures: Mapping[tuple[str, str], int]) -> dict[tuple[str, str], int]:
+        """These figures, none below what it was: a counter that goes back is taken for one that began anew."""
+        with self._lock:
+            for name, figure in figures.items():
+                self._highest[name] = max(figure, self._highest.get(name, 0))
+            return {name: self._highest[name] for name in figures}
+
+
+class Source:
+    """A manager, the process-wide one of the moment if none is named, to be read in any thread."""
+
+    def __init__(self, manager: CacheManager | None = None, *, max_caches: int = MAX_CACHES) -> None:
+        self._manager = manager
+        self._caches, self._marks = Names(max_caches), Marks()
+        self._reasons = {what: Names(MAX_REASONS) for what in ("by_error", "evictions")}
+
+    @property
+    def manager(self) -> CacheManager:
+        return desk.cache_manager if self._manager is None else self._manager
+
+    @property
+    def prefix(self) -> str:
+        return self.manager.settings.prefix
+
+    def read(self) -> Reading:
+        """The figures of now, of the types that have any."""
+        manager = self.manager
+        ports = manager.ports()
+        counts = {name: self._with_few_reasons(one) for name, one in _counts_of(manager).items() if _is_used(one)}
+        usage = next((used for used in (port.usage() for port in ports) if used is not None), {})  # of one store, whatever the loops
+        named = self._caches.keep([*counts, *usage])
+        counts = _folded(counts, named, Counts.plus)
+        return Reading(
+            layer="l2" if manager.settings.is_remote else "l1",
+            counts=counts,
+            results=self._marks.raised({(cache, result): n for cache, one in counts.items() for result, n in _results(one).items()}),
+            usage=_folded(usage, named, lambda one, other: (one[0] + other[0], one[1] + other[1])),
+            lanes=[lane for port in ports for lane in port.connections()],
+        )
+
+    def _with_few_reasons(self, counts: Counts) -> Counts:
+        """These counters, which are ours to change: what came too late to have its name is in them as `other`."""
+        for what, names in self._reasons.items():
+            given: dict[str, int] = getattr(counts, what)
+            setattr(counts, what, _folded(given, names.keep(given), int.__add__))
+        return counts
+
+
+def _counts_of(manager: CacheManager) -> dict[str, Counts]:
+    return {name: manager.counts(name).copy() for name in manager.caches}
+
+
+def _is_used(counts: Counts) -> bool:
+    return any(getattr(counts, name) for name in Counts.__slots__)
+
+
+def _results(counts: Counts) -> dict[str, int]:
+    """Reads by what they came to. What was given stale at once is counted as a hit, too; what was waited for, as a miss."""
+    at_once = counts.stale_refreshing + counts.stale_paused
+    waited = counts.stale_timeout + counts.stale_error
+    return {"hit": counts.hits - at_once, "stale": at_once + waited, "miss": counts.misses - waited}
+
+
+def _folded(by_name: Mapping[str, T], named: Collection[str], add: Callable[[T, T], T]) -> dict[str, T]:
+    """What has no name of its own is summed as `other`, along with what is called so."""
+    folded: dict[str, T] = {}
+    for name, one in by_name.items():
+        shown = name if name in named else OTHER
+        folded[shown] = add(folded[shown], one) if shown in folded else one
+    return folded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """One metric, under its name in Prometheus. `unit` is the one in its name, `counted` what a figure without unit is a number of.
+
+    `read` gives its samples: values of its labels, in their order, and the figure.
+    """
+
+    name: str
+    kind: Kind
+    help: str
+    read: Callable[[Reading], Iterable[Sample]]
+    labels: tuple[str, ...] = ()
+    unit: str = ""
+    counted: str = ""
+
+    @property
+    def base(self) -> str:
+        """The name without the suffix of a counter."""
+        return self.name.removesuffix("_total")
+
+    @property
+    def otel_name(self) -> str:
+        """`aura_cache_load_duration_seconds` is `aiocache_aura.cache.load.duration`."""
+        group, _, rest = self.base.removeprefix("aura_").removesuffix(f"_{self.unit}").partition("_")
+        return f"aiocache_aura.{group}.{rest.replace('_duration', '.duration')}"
+
+    @property
+    def otel_unit(self) -> str:
+        return {"seconds": "s", "bytes": "By"}.get(self.unit) or f"{{{self.counted}}}"
+
+
+def limits() -> list[float]:
+    """The longest durations in the buckets of EVERY_TENTH, in seconds, to six digits."""
+    return [float(f"{bound(bucket):.6g}") for bucket in EVERY_TENTH]
+
+
+def up_to(histogram: Histogram) -> list[int]:
+    """How many durations are in each bucket of EVERY_TENTH or before it: exactly."""
+    return [sum(n for bucket, n in histogram.buckets.items() if bucket <= last) for last in EVERY_TENTH]
+
+
+# How a metric is read
+
+
+def _counter(name: str) -> Callable[[Reading], Iterable[Sample]]:
+    """A figure of `Counts`."""
+    return lambda reading: [((cache,), getattr(counts, name)) for cache, counts in reading.counts.items()]
+
+
+def _counters(**names: str) -> Callable[[Reading], Iterable[Sample]]:
+    """Figures of `Counts`, each under its value of a second label."""
+
+    def read(reading: Reading) -> Iterator[Sample]:
+        for cache, counts in reading.counts.items():
+            for value, name in names.items():
+                yield (cache, value), getattr(counts, name)
+
+    return read
+
+
+def _split(figures: Callable[[Counts], Mapping[str, Any]]) -> Callable[[Reading], Iterable[Sample]]:
+    """Figures of `Counts` that are by names already."""
+
+    def read(reading: Reading) -> Iterator[Sample]:
+        for cache, counts in reading.counts.items():
+            for value, figure in figures(counts).items():
+                yield (cache, value), figure
+
+    return read
+
+
+def _used(place: int) -> Callable[[Reading], Iterable[Sample]]:
+    return lambda reading: [((cache,), used[place]) for cache, used in reading.usage.items()]
+
+
+def _requests(reading: Reading) -> Iterable[Sample]:
+    return [((cache, reading.layer, result), n) for (cache, result), n in reading.results.items()]
+
+
+def _backend_errors(reading: Reading) -> Iterator[Sample]:
+    summed: dict[str, int] = {}
+    for counts in reading.counts.values():
+        for error_type, n in counts.by_error.items():
+            summed[error_type] = summed.get(error_type, 0) + n
+    for error_type, n in summed.items():
+        yield (error_type,), n
+
+
+def _connections(reading: Reading) -> Iterator[Sample]:
+    states: dict[str, int] = {}
+    for lane in reading.lanes:
+        states[lane.state] = states.get(lane.state, 0) + 1
+    for state, n in states.items():
+        yield (state,), n
+
+
+def _of_lanes(figure: Callable[[Sequence[Any]], float]) -> Callable[[Reading], Iterable[Sample]]:
+    """A figure of all connections; nothing where there are none."""
+    return lambda reading: [((), figure(reading.lanes))] if reading.lanes else []
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric(
+        name="aura_build_info",
+        kind=Kind.GAUGE,
+        help="1, with the version of aiocache-aura.",
+        labels=("version",),
+        counted="process",
+        read=lambda _: [((package_version(),), 1)],
+    ),
+    Metric(
+        name="aura_cache_requests_total",
+        kind=Kind.COUNTER,
+        help="Reads by result: hit is a fresh value from the cache, stale one past its life, miss all else.",
+        labels=("cache", "layer", "result"),
+        counted="request",
+        read=_requests,
+    ),
+    Metric(
+        name="aura_cache_operation_duration_seconds",
+        kind=Kind.HISTOGRAM,
+        help="Time that operations on the cache took; of hits a sample stands for all.",
+        labels=("cache", "op"),
+        unit="seconds",
+        read=_split(lambda counts: {op: took for op, took in counts.times.items() if op != "load"}),
+    ),
+    Metric(
+        name="aura_cache_load_duration_seconds",
+        kind=Kind.HISTOGRAM,
+        help="Time that loads took, by outcome.",
+        labels=("cache", "outcome"),
+        unit="seconds",
+        read=_split(lambda counts: {"success": counts.times["load"]} if "load" in counts.times else {}),
+    ),
+    Metric(
+        name="aura_cache_coalesced_total",
+        kind=Kind.COUNTER,
+        help="Loads saved: by joining one under way in this process, or by leaving it to another process of the cluster.",
+        labels=("cache", "scope"),
+        counted="load",
+        read=_counters(process="coalesced", cluster="followed"),
+    ),
+    Metric(
+        name="aura_cache_saved_seconds_total",
+        kind=Kind.COUNTER,
+        help="Estimated seconds of loading that hits did not cost.",
+        labels=("cache",),
+        unit="seconds",
+        read=_counter("saved_seconds"),
+    ),
+    Metric(
+        name="aura_cache_stale_served_total",
+        kind=Kind.COUNTER,
+        help="Stale values given, by the reason why.",
+        labels=("cache", "reason"),
+        counted="request",
+        read=_split(Counts.stale_by_reason),
+    ),
+    Metric(
+        name="aura_cache_load_errors_total",
+        kind=Kind.COUNTER,
+        help="Loads that raised, those past their load_deadline among them.",
+        labels=("cache",),
+        counted="load",
+        read=_counter("load_errors"),
+    ),
+    Metric(
+        name="aura_cache_load_overruns_total",
+        kind=Kind.COUNTER,
+        help="Loads that were cancelled at their load_deadline.",
+        labels=("cache",),
+        counted="load",
+        read=_counter("overruns"),
+    ),
+    Metric(
+        name="aura_cache_sets_total",
+        kind=Kind.COUNTER,
+        help="Values stored, loaded ones and those that were set.",
+        labels=("cache",),
+        counted="entry",
+        read=_counter("sets"),
+    ),
+    Metric(
+        name="aura_cache_deletes_total",
+        kind=Kind.COUNTER,
+        help="Entries deleted one by one.",
+        labels=("cache",),
+        counted="entry",
+        read=_counter("deletes"),
+    ),
+    Metric(
+        name="aura_cache_invalidations_total",
+        kind=Kind.COUNTER,
+        help="Invalidations, however many entries each was about.",
+        labels=("cache", "kind"),
+        counted="invalidation",
+        read=_counters(generation="invalidations"),
+    ),
+    Metric(
+        name="aura_cache_evictions_total",
+        kind=Kind.COUNTER,
+        help="Entries that the in-process store threw out, by reason.",
+        labels=("cache", "reason"),
+        counted="entry",
+        read=_split(lambda counts: counts.evictions),
+    ),
+    Metric(
+        name="aura_cache_entries",
+        kind=Kind.GAUGE,
+        help="Entries in the in-process store; not known of Redis.",
+        labels=("cache",),
+        counted="entry",
+        read=_used(0),
+    ),
+    Metric(
+        name="aura_cache_bytes",
+        kind=Kind.GAUGE,
+        help="Memory that the entries of the in-process store take; not known of Redis.",
+        labels=("cache",),
+        unit="bytes",
+        read=_used(1),
+    ),
+    Metric(
+        name="aura_cache_codec_errors_total",
+        kind=Kind.COUNTER,
+        help="Values that were not stored for their type or size (unstorable), or not readable as what is declared (undecodable).",
+        labels=("cache", "kind"),
+        counted="value",
+        read=_counters(undecodable="undecodable", unstorable="unstorable"),
+    ),
+    Metric(
+        name="aura_cache_backend_errors_total",
+        kind=Kind.COUNTER,
+        help="Faults of the store, by the class of the error.",
+        labels=("error_type",),
+        counted="error",
+        read=_backend_errors,
+    ),
+    Metric(
+        name="aura_pool_connections",
+        kind=Kind.GAUGE,
+        help="Connections of this process by state.",
+        labels=("state",),
+        counted="connection",
+        read=_connections,
+    ),
+    Metric(
+        name="aura_pool_wait_seconds",
+        kind=Kind.GAUGE,
+        help="How long the request that waits longest has been waiting for its reply.",
+        unit="seconds",
+        read=_of_lanes(lambda lanes: max(lane.waiting for lane in lanes)),
+    ),
+    Metric(
+        name="aura_pool_pending",
+        kind=Kind.GAUGE,
+        help="Requests that wait: for their reply, or to be written.",
+        counted="request",
+        read=_of_lanes(lambda lanes: sum(lane.pending + lane.queued for lane in lanes)),
+    ),
+    Metric(
+        name="aura_pool_reconnects_total",
+        kind=Kind.COUNTER,
+        help="Connections that were made anew.",
+        counted="connection",
+        read=_of_lanes(lambda lanes: sum(lane.reconnects for lane in lanes)),
+    ),
+)
+
+
+# docs/metrics.md
+
+BEGIN, END = "<!-- made by python -m aiocache_aura.integrations.metrics docs/metrics.md -->", "<!-- end of what is made -->"
+
+
+def tables() -> str:
+    """The metrics as docs/metrics.md has them."""
+    rows = [f"| `{m.name}` | {m.kind} | {_listed(m.labels)} | {m.help} | `{m.otel_name}` {m.otel_unit} |" for m in METRICS]
+    bounds = ", ".join(f"{limit:g}" for limit in limits())
+    return "\n".join(
+        [
+            "| metric | kind | labels | what it is | in OpenTelemetry |",
+            "|---|---|---|---|---|",
+            *rows,
+            "",
+            f"Buckets of durations end at {bounds} seconds.",
+        ]
+    )
+
+
+def with_tables(page: str) -> str:
+    """A page with its tables as they should be."""
+    head, rest = page.split(BEGIN)
+    _, tail = rest.split(END)
+    return f"{head}{BEGIN}\n\n{tables()}\n\n{END}{tail}"
+
+
+def _listed(labels: Iterable[str]) -> str:
+    return ", ".join(f"`{label}`" for label in labels)
+
+
+if __name__ == "__main__":
+    path = Path(sys.argv[1])
+    path.write_text(with_tables(path.read_text()))
