@@ -20,9 +20,11 @@ from aiocache_aura.deferral import Held, deferring, put_off
 from aiocache_aura.engine import Engine
 from aiocache_aura.engines import Engines
 from aiocache_aura.errors import BackendError, BackendTimeoutError, ConfigurationError
-from aiocache_aura.generations import Addresses
+from aiocache_aura.events import Events
+from aiocache_aura.generations import Addresses, types_of
 from aiocache_aura.namespace import Cache
 from aiocache_aura.policy import PRESETS, CachePolicy, PolicyOverrides
+from aiocache_aura.recorder import Recorder
 from aiocache_aura.registry import CacheRegistry
 from aiocache_aura.resilience.fail_safe import FaultLog
 from aiocache_aura.resilience.single_flight import Tick
@@ -66,6 +68,7 @@ class CacheManager(KeyVerbs, Invalidations):
         self.stamp = object()
         self._lock = threading.Lock()
         self._faults = FaultLog(log, clock=self._settings.clock)
+        self._recorder = Recorder(self._settings.clock)
         self._caches = CacheRegistry(self)
         self._register_all({**PRESETS, **self._settings.policies})
         if self._settings.is_remote:
@@ -100,6 +103,7 @@ class CacheManager(KeyVerbs, Invalidations):
         self._settings, self._told = settings, self._told | frozenset(given)
         self._engines = Engines(self._make_engine, settings.budget)
         self._faults = FaultLog(log, clock=settings.clock)
+        self._recorder.restart(settings.clock)
         self._register_all(options.get("policies", {}))
 
     @property
@@ -139,6 +143,16 @@ class CacheManager(KeyVerbs, Invalidations):
         """The counters of a type, as they go."""
         return self._caches[cache_type].counts
 
+    @property
+    def recorder(self) -> Recorder:
+        """What is counted here, over time, and the operations that were slow."""
+        return self._recorder
+
+    @property
+    def events(self) -> Events:
+        """Hands what happens here to plain callables: `manager.events.listen(print)`."""
+        return self._recorder.events
+
     def stats(self) -> dict[str, dict[str, Any]]:
         """What happened in this process, by cache type: hits, misses, hit_rate, sets, loads, ..."""
         return {name: cache.stats() for name, cache in self._caches.items()}
@@ -173,7 +187,9 @@ class CacheManager(KeyVerbs, Invalidations):
     def _make_engine(self) -> Engine:
         settings, tick = self._settings, Tick()
         port = self._open_port(tick)
-        return Engine(port, self.addresses, settings.clock, budget=settings.budget, tick=tick, log_keys=settings.log_keys)
+        return Engine(
+            port, self.addresses, settings.clock, budget=settings.budget, tick=tick, log_keys=settings.log_keys, recorder=self._recorder
+        )
 
     def _open_port(self, tick: Tick) -> Port:
         if self._settings.is_remote:
@@ -183,6 +199,7 @@ class CacheManager(KeyVerbs, Invalidations):
         if self._memory is None or self._memory_pid != os.getpid():  # a fork may have been made while the store's lock was held
             self._memory_pid = os.getpid()
             self._memory = MemoryStore(self._settings.clock, max_bytes=self._settings.l1_bytes, max_entries=self._settings.l1_entries)
+            self._memory.on_evict(self._recorder.evicted)
         return self._memory
 
     def _import_backend(self, settings: Settings | None = None) -> None:
@@ -280,12 +297,16 @@ class CacheManager(KeyVerbs, Invalidations):
         return not self.put_off(lambda held: held.drop(scopes, soft=soft)) and await self._send(scopes, what, soft)
 
     async def _send(self, scopes: Scopes, what: str, soft: bool) -> bool:
+        started = self._settings.clock.monotonic()
         try:
             engine = await self.engine()
         except BackendError as error:
             log.error("%s was not delivered: %s", what, error)
-            return False
-        return await engine.invalidate(scopes, soft=soft)
+            delivered = False
+        else:
+            delivered = await engine.invalidate(scopes, soft=soft)
+        self._recorder.invalidated(types_of(scopes), what, self._settings.clock.monotonic() - started, delivered=delivered)
+        return delivered
 
     async def behind(self, work: Coroutine[Any, Any, Any]) -> None:
         """Run it as a task that `aclose` waits for; not at all where no engine is to be had."""

@@ -21,10 +21,10 @@ from aiocache_aura import keys
 from aiocache_aura.cache_manager import CacheManager
 from aiocache_aura.codecs.serializers import Serializer, serializer_for
 from aiocache_aura.context import Identity, identity
+from aiocache_aura.counting import shown
 from aiocache_aura.declared import declared
 from aiocache_aura.desk import explained, listed, unshared, unwrapped
 from aiocache_aura.engine import Engine
-from aiocache_aura.entries import shown
 from aiocache_aura.errors import BackendError, ConfigurationError
 from aiocache_aura.generations import Address, function_extra, tag_extra
 from aiocache_aura.owner import Owner, ids_among, owner_of
@@ -295,6 +295,7 @@ class Cached:
             serializer=self._its_serializer(),
             counts=manager.counts(self.options.cache_type),
             own=self._counts.setdefault(manager, Counts()),
+            cache_type=self.options.cache_type,
             label=keys.unescape(self.name),
             convert=self.options.returns is not MISSING,
             personal=self.signature.is_personal,

@@ -12,6 +12,7 @@ from aiocache_aura.deferral import Held
 from aiocache_aura.engine import Engine
 from aiocache_aura.errors import BackendError
 from aiocache_aura.generations import Address, Addresses
+from aiocache_aura.recorder import Recorder
 from aiocache_aura.stores.base import Scopes
 from aiocache_aura.terms import Terms, fall_back
 from aiocache_aura.types import Everyone, Explanation, Uncached
@@ -27,6 +28,9 @@ class Desk(Protocol):
 
     @property
     def is_off(self) -> bool: ...
+
+    @property
+    def recorder(self) -> Recorder: ...
 
     def engine_now(self) -> Engine | None: ...
 

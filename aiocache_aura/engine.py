@@ -16,7 +16,6 @@ Values that cannot be stored are handed to all callers of the flight as the one 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -24,7 +23,7 @@ from typing import Any, NamedTuple
 
 from aiocache_aura.codecs.envelope import open_fresh
 from aiocache_aura.codecs.serializers import Undecodable
-from aiocache_aura.entries import Held, Sight, log
+from aiocache_aura.entries import Held, Sight
 from aiocache_aura.errors import BackendError, LoadTimeoutError
 from aiocache_aura.freshness import is_due, stands_in_for
 from aiocache_aura.generations import Address
@@ -70,13 +69,15 @@ class Engine(Loading):
                 except Undecodable:
                     pass  # counted where the whole entry is examined
                 else:
-                    terms.counts.hits += 1
+                    counts = terms.counts
+                    if not counts.hits & counts.mask or self._events.hits:
+                        self._hit(address, terms, raw, started, args)
+                    counts.hits += 1
                     if terms.own is not None:
                         terms.own.hits += 1
-                    if log.isEnabledFor(logging.DEBUG):
-                        log.debug("hit %s", self.shown(address))
                     return value
-        return await self._miss(address, terms, partial(load, *args), began, answer, left=self._budget - self._monotonic() + started)
+        waited = self._looked(address, terms, started)
+        return await self._miss(address, terms, partial(load, *args), began, answer, left=self._budget - waited, waited=waited)
 
     async def _miss(
         self,
@@ -87,6 +88,7 @@ class Engine(Loading):
         answer: tuple[bytes | None, Tokens] | None,
         *,
         left: float | None = None,
+        waited: float = 0.0,
     ) -> Any:
         started = self._monotonic()
         left = self._budget if left is None else left
@@ -105,14 +107,14 @@ class Engine(Loading):
                 answer = None
                 if held is not None and self._serves(address, terms, load, held):
                     if not counted:
-                        self._count_served(terms, address, held)
-                    return held.value if held.error is None else await self._instead(held.error, terms, None)
+                        self._count_served(address, terms, held, waited)
+                    return held.value if held.error is None else await self._instead(held.error, address, terms, None)
                 flight = self._joinable(address.key, terms, began)
                 if left > 0 and held is None and self._was_filled(address.key, asked):
                     continue
             if not counted:
                 counted = True
-                self._count_miss(terms, address, coalesced=flight is not None)
+                self._count_miss(terms, address, coalesced=flight is not None, seconds=waited)
             if flight is None:
                 flight, waiter = self._take_off(address, terms, load, began, left, sight, held=held)
             else:
@@ -120,7 +122,7 @@ class Engine(Loading):
             try:
                 value = await self._outcome(flight, waiter, terms, started, held)
             except Exception as error:
-                return await self._instead(error, terms, held)
+                return await self._instead(error, address, terms, held)
             if value is not RETRY and value is not LEFT_OUT:
                 return value
 
@@ -198,10 +200,11 @@ class Engine(Loading):
             flight.part(waiter)
         raise LoadTimeoutError(f"{terms.label}: the value was still loading when the caller's time was up")
 
-    async def _instead(self, error: Exception, terms: Terms, held: Held | None) -> Any:
+    async def _instead(self, error: Exception, address: Address, terms: Terms, held: Held | None) -> Any:
         """What a caller is given for a load that failed; raises the error where there is nothing."""
         if held is not None and self._stands_in(held, terms, error):
-            self._add(terms, "stale_error", int(not held.is_fresh))
+            if not held.is_fresh:
+                self._count_stale(address, terms, _why(error))
             if held.error is None:
                 return held.value
             error = held.error
@@ -218,9 +221,10 @@ class Engine(Loading):
         hides = held.is_fresh or isinstance(error, (LoadTimeoutError, Paused, *terms.stale_on))
         return hides and self._stands_in_for(held, terms) > 0
 
-    def _count_served(self, terms: Terms, address: Address, held: Held) -> None:
-        self._count_hit(terms, address)
-        self._add(terms, "stale_refreshing", int(not held.is_fresh))
+    def _count_served(self, address: Address, terms: Terms, held: Held, seconds: float) -> None:
+        self._count_hit(address, terms, held.sight.raw, seconds)
+        if not held.is_fresh:
+            self._count_stale(address, terms, "paused" if self._is_paused(address.key) else "refreshing")
 
     async def refresh(self, address: Address, terms: Terms, load: Load) -> Any:
         """Load anew, whatever is stored, and store it; shared only with callers that began before that load did."""
@@ -252,7 +256,7 @@ class Engine(Loading):
         seen: dict[int, bytes | None] = {}
         wanted, counted = list(range(len(addresses))), set[int]()
         while wanted:
-            asked = self._tick.now
+            asked, looked = self._tick.now, self._monotonic()
             if left > 0:
                 try:
                     sights = await self._look_at_all([addresses[n] for n in wanted], terms)
@@ -262,7 +266,7 @@ class Engine(Loading):
                 else:
                     seen = {n: sight.raw for n, (_, sight) in zip(wanted, sights, strict=True)}
                     held = {n: one for n, (one, _) in zip(wanted, sights, strict=True) if one is not None and one.error is None}
-                    self._serve_many(batch, held, counted)
+                    self._serve_many(batch, held, counted, self._looked(addresses[wanted[0]], terms, looked))
                     values = [held[n].value if n in held else value for n, value in enumerate(values)]
                     wanted = [n for n in wanted if n not in held]
             if left > 0 and any(self._was_filled(addresses[n].key, asked) for n in wanted):
@@ -275,19 +279,19 @@ class Engine(Loading):
             try:
                 outcomes = await self._all_outcomes(aboard, terms, started)
             except Exception as error:
-                outcomes = {n: await self._instead(error, terms, None) for n in wanted}
+                outcomes = {n: await self._instead(error, addresses[n], terms, None) for n in wanted}
             values = [outcomes.get(n, value) for n, value in enumerate(values)]
             wanted = [n for n in outcomes if values[n] is RETRY]
             values = [MISSING if value is RETRY or value is LEFT_OUT else value for value in values]
         return values
 
-    def _serve_many(self, batch: Batch, held: Mapping[int, Held], counted: set[int]) -> None:
+    def _serve_many(self, batch: Batch, held: Mapping[int, Held], counted: set[int], seconds: float) -> None:
         """Count what is served, and have one load behind for what is stale, or nearly so."""
         addresses, terms, _ = batch
         behind = []
         for n, one in held.items():
             if n not in counted:
-                self._count_served(terms, addresses[n], one)
+                self._count_served(addresses[n], terms, one, seconds)
             if one.is_fresh:
                 self._slide(addresses[n], one, terms)
             if (not one.is_fresh or self._is_due(one, terms)) and self._may_refresh(addresses[n].key):
@@ -397,6 +401,11 @@ def _one_of(load: LoadMany, n: int) -> Load:
         return _given(await load([n]), n)
 
     return load_one
+
+
+def _why(error: Exception) -> str:
+    """Why a stale value stands in for the load that ended so."""
+    return "timeout" if isinstance(error, LoadTimeoutError) else "paused" if isinstance(error, Paused) else "error"
 
 
 def _given(result: Mapping[int, Any], n: int) -> Any:

@@ -8,8 +8,6 @@ and is remembered.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import logging
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,16 +16,15 @@ from aiocache_aura.clock import Clock
 from aiocache_aura.codecs import failures
 from aiocache_aura.codecs.envelope import IS_ERROR, IS_NONE, KIND, Entry, seal, unseal
 from aiocache_aura.codecs.serializers import Undecodable
+from aiocache_aura.counting import Counting, log
 from aiocache_aura.errors import BackendError, ValueTooLargeError
 from aiocache_aura.freshness import Standing, is_used, standing
 from aiocache_aura.generations import Address, Addresses
 from aiocache_aura.policy import jittered
-from aiocache_aura.resilience.fail_safe import FaultLog
+from aiocache_aura.recorder import Recorder
 from aiocache_aura.resilience.single_flight import Flights, Tick
 from aiocache_aura.stores.base import Port, Scopes, Tokens
 from aiocache_aura.terms import FOR_EVER, Terms
-
-log = logging.getLogger("aiocache_aura.engine")
 
 REMEMBERED = 1024
 
@@ -60,17 +57,25 @@ class Held:
         return self.sight.standing is Standing.FRESH
 
 
-class Entries:
+class Entries(Counting):
     """One manager's entries, as one event loop sees them."""
 
-    def __init__(self, port: Port, addresses: Addresses, clock: Clock, *, budget: float, tick: Tick, log_keys: bool = False) -> None:
+    def __init__(
+        self,
+        port: Port,
+        addresses: Addresses,
+        clock: Clock,
+        *,
+        budget: float,
+        tick: Tick,
+        log_keys: bool = False,
+        recorder: Recorder | None = None,
+    ) -> None:
+        super().__init__(clock, recorder, log_keys=log_keys)
         self._port, self._addresses = port, addresses
-        self._time, self._monotonic = clock.time, clock.monotonic
-        self._budget, self._tick, self._log_keys = budget, tick, log_keys
-        self._faults = FaultLog(log, clock=clock)
+        self._budget, self._tick = budget, tick
         self.flights = Flights(tick, patience=budget)
         self._under_way = self.flights.by_key
-        self.unstorable: dict[str, str] = {}
         self._hints: dict[bytes, Scopes] = {}
         self._sliding: set[bytes] = set()
         self._chores: set[asyncio.Task[Any]] = set()
@@ -202,60 +207,6 @@ class Entries:
         task = asyncio.get_running_loop().create_task(work)
         self._chores.add(task)
         task.add_done_callback(self._chores.discard)
-
-    # Counting and telling
-
-    def _add(self, terms: Terms, name: str, amount: float) -> None:
-        for counts in (terms.counts, terms.own):
-            if counts is not None:
-                setattr(counts, name, getattr(counts, name) + amount)
-
-    def _count_hit(self, terms: Terms, address: Address) -> None:
-        self._add(terms, "hits", 1)
-        if log.isEnabledFor(logging.DEBUG):
-            log.debug("hit %s", self.shown(address))
-
-    def _count_miss(self, terms: Terms, address: Address, *, coalesced: bool) -> None:
-        self._add(terms, "misses", 1)
-        self._add(terms, "coalesced", int(coalesced))
-        if log.isEnabledFor(logging.DEBUG):
-            log.debug("miss %s%s", self.shown(address), ", joins a load" if coalesced else "")
-
-    def _fault(self, error: BackendError, terms: Terms) -> None:
-        self._add(terms, "errors", 1)
-        for counts in (terms.counts, terms.own):
-            if counts is not None:
-                counts.by_error[type(error).__name__] = counts.by_error.get(type(error).__name__, 0) + 1
-        self._faults.report(error, terms.label)
-
-    def _note_unstorable(self, terms: Terms, error: Exception) -> None:
-        self._add(terms, "unstorable", 1)
-        if terms.label not in self.unstorable:
-            self.unstorable[terms.label] = str(error)
-            log.warning("%s is returned but not cached: %s", terms.label, error)
-
-    def shown(self, address: Address) -> str:
-        return shown(address, self._log_keys)
-
-    def shown_scopes(self, scopes: Scopes) -> str:
-        """Scopes as logs may show them: tenants, users and tags hashed, unless `log_keys`."""
-        names = [scope.decode().partition("!g:")[2] for scope in scopes]
-        return ", ".join(names if self._log_keys else map(_hashed, names))
-
-
-def shown(address: Address, log_keys: bool) -> str:
-    """A key as logs may show it: arguments hashed, unless `log_keys`."""
-    if log_keys:
-        return address.key.decode()
-    name = address.tail.partition(":")[0] if address.tail.startswith("@") else "="
-    return f"{address.cache_type}:{name}#{hashlib.blake2b(address.key, digest_size=6).hexdigest()}"
-
-
-def _hashed(name: str) -> str:
-    """`y:menu:t1` as `y:menu#...`, `g:promo` as `g:#...`; a type and a function as they are."""
-    kind, _, rest = name.partition(":")
-    head, _, ids = {"f": (rest, "", ""), "y": rest.partition(":")}.get(kind, ("", "", rest))
-    return f"{kind}:{head}" + (f"#{hashlib.blake2b(ids.encode(), digest_size=6).hexdigest()}" if ids else "")
 
 
 def finite(life: float) -> float | None:

@@ -156,3 +156,9 @@ def _invalidated(cache_type: str | None, tenants: Sequence[str], users: Sequence
         yield from (f"y:{cache_type}:u{user}" for user in user_side)
     else:
         yield f"y:{cache_type}"
+
+
+def types_of(scopes: Iterable[bytes]) -> list[str]:
+    """The cache types that scopes name, each once."""
+    names = (scope.partition(b"!g:")[2].decode() for scope in scopes)
+    return list(dict.fromkeys(name.split(":")[1] for name in names if name.startswith("y:")))

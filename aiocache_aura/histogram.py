@@ -53,8 +53,8 @@ class Histogram:
     def percentile(self, percent: float) -> float:
         """Seconds that so many percent took at most; 0.0 of nothing."""
         rank, passed = max(math.ceil(self.count * percent / 100), 1), 0
-        for bucket in sorted(self.buckets):
-            passed += self.buckets[bucket]
+        for bucket, n in sorted(self.buckets.items()):
+            passed += n
             if passed >= rank:
                 return bound(bucket) / 10 ** (0.5 / PER_DECADE)
         return 0.0
@@ -69,11 +69,11 @@ class Histogram:
     def plus(self, other: Histogram) -> Histogram:
         """Both together."""
         buckets = dict(self.buckets)
-        for bucket, n in other.buckets.items():
+        for bucket, n in dict(other.buckets).items():
             buckets[bucket] = buckets.get(bucket, 0) + n
         return Histogram(buckets, self.total + other.total)
 
     def minus(self, earlier: Histogram) -> Histogram:
         """What came after `earlier`, which is this histogram as it was."""
-        left = {bucket: n - earlier.buckets.get(bucket, 0) for bucket, n in self.buckets.items()}
+        left = {bucket: n - earlier.buckets.get(bucket, 0) for bucket, n in dict(self.buckets).items()}
         return Histogram({bucket: n for bucket, n in left.items() if n > 0}, max(self.total - earlier.total, 0.0))

@@ -30,10 +30,10 @@ from typing import Any, Final, TypeAlias
 
 from aiocache_aura.codecs import failures
 from aiocache_aura.codecs.envelope import IS_ERROR, IS_NONE, seal
-from aiocache_aura.codecs.serializers import Undecodable
-from aiocache_aura.entries import REMEMBERED, Held, finite
-from aiocache_aura.errors import BackendError, CacheError, LoadDeadlineError, LoadFailedError, SerializationError, ValueTooLargeError
+from aiocache_aura.entries import REMEMBERED, finite
+from aiocache_aura.errors import BackendError, LoadDeadlineError, LoadFailedError, SerializationError, ValueTooLargeError
 from aiocache_aura.generations import Address
+from aiocache_aura.loaded import Loaded, Misjudged, Refused, Result, Sealed, as_it_failed, judged, loaded_elsewhere
 from aiocache_aura.looking import Looking
 from aiocache_aura.resilience.single_flight import LEFT_OUT, RETRY, Flight, Load, NobodyLoads, Paused, Phase, Tick
 from aiocache_aura.stores.base import Claim, Failed, Fill, Found, HeldElsewhere, Leases, Standing, Want
@@ -53,41 +53,6 @@ class Landed(Enum):
 
 
 LANDED: Final = Landed.LANDED
-
-
-class Loaded:
-    """What a load gave, in this process or another: handed out as a copy for each caller, or as the one object, or raised."""
-
-    __slots__ = ("_schema", "_sealed", "error", "value")
-
-    def __init__(self, value: Any, sealed: tuple[int, bytes | memoryview] | None, schema: int, error: Exception | None = None) -> None:
-        self.value, self._sealed, self._schema, self.error = value, sealed, schema, error
-
-    def take(self, terms: Terms) -> Any:
-        """It, as a read of the store by these terms gives it; RETRY where such a read would miss, for another type is declared."""
-        if self.error is not None:
-            raise self.error
-        serializer = terms.serializer
-        same = self._schema == serializer.schema
-        if self._sealed is None:
-            return self.value if same or self.value is None else RETRY
-        codec, payload = self._sealed
-        try:
-            return serializer.decode(codec, self._schema, payload)
-        except Undecodable:
-            return self.value if same else RETRY  # a class of the user's may refuse at its second reading what it took at the first
-
-
-class Sealed:
-    """What is to be stored of a load."""
-
-    __slots__ = ("body", "kind", "life")
-
-    def __init__(self, body: tuple[int, bytes], kind: int, life: float) -> None:
-        self.body, self.kind, self.life = body, kind, life
-
-
-Result: TypeAlias = tuple[Loaded, Sealed | None]
 
 
 class Loading(Looking):
@@ -183,7 +148,7 @@ class Loading(Looking):
             return stands
         if isinstance(stands, Failed):
             if not content:
-                raise _as_it_failed(stands.reason, terms)
+                raise as_it_failed(stands.reason, terms)
             self._pause(address.key, stands.pause)
             raise Paused("a refresh has just failed")
         return None
@@ -193,8 +158,9 @@ class Loading(Looking):
         held, _ = await self._look(address, terms, (found.raw, found.tokens))
         if held is None or not held.is_fresh:
             return False
+        self._add(terms, "followed", 1)
         flight.load_tick = asked
-        flight.finish(_loaded_elsewhere(held), confirmed=False)
+        flight.finish(loaded_elsewhere(held), confirmed=False)
         return True
 
     # The load
@@ -217,7 +183,7 @@ class Loading(Looking):
                 flight.let_go()
         give_up = partial(self._give_up, flights, addresses, claims, terms)
         try:
-            result, created, cost = await self._timed(flights, terms, run, give_up)
+            result, created, cost = await self._timed(flights, addresses[0], terms, run, give_up)
             if all(flight.phase is Phase.DONE for flight in flights):
                 return
             results = [None if value is LEFT_OUT else self._loaded(terms, value) for value in spread(result)]
@@ -229,28 +195,30 @@ class Loading(Looking):
             flight.finish(LEFT_OUT if one is None else one[0], confirmed=sure)
 
     async def _timed(
-        self, flights: Sequence[Flight], terms: Terms, run: Load, give_up: Callable[[BaseException], None]
+        self, flights: Sequence[Flight], address: Address, terms: Terms, run: Load, give_up: Callable[[BaseException], None]
     ) -> tuple[Any, float, float]:
         """(what the load gave, when it began, seconds it took)."""
         created, started = self._time(), self._monotonic()
-        timer = None
+        timer: asyncio.TimerHandle | None = None
+        failure: BaseException | None = None
         if terms.deadline is not None:
             timer = asyncio.get_running_loop().call_later(terms.deadline, self._overrun, flights, terms, give_up)
         try:
             value = await run()
-        except (asyncio.CancelledError, NobodyLoads):
+        except (asyncio.CancelledError, NobodyLoads) as error:
+            failure = error
             raise
         except BaseException as error:
+            failure = error
             if not isinstance(error, terms.cache_errors) or _is_hidden(error, flights, terms):
                 self._add(terms, "load_errors", 1)
                 raise
-            value = _Refused(error)
+            value = Refused(error)
         finally:
             if timer is not None:
                 timer.cancel()
             cost = self._monotonic() - started
-            self._add(terms, "loads", 1)
-            self._add(terms, "load_seconds", cost)
+            self._count_load(address, terms, cost, failure)
         return value, created, cost
 
     def _overrun(self, flights: Sequence[Flight], terms: Terms, give_up: Callable[[BaseException], None]) -> None:
@@ -287,14 +255,14 @@ class Loading(Looking):
         if isinstance(value, Uncached):
             value = value.value
             return Loaded(self._converted(terms, value), None, terms.serializer.schema), None
-        if isinstance(value, _Refused):
+        if isinstance(value, Refused):
             return self._refused(terms, value.error)
         value = self._converted(terms, value)
         if value is None and not terms.stores_none:
             return Loaded(None, None, terms.serializer.schema), None
         try:
             sealed = self._sealed(terms, value)
-        except (SerializationError, ValueTooLargeError, _Misjudged) as error:
+        except (SerializationError, ValueTooLargeError, Misjudged) as error:
             self._note_unstorable(terms, error)
             return Loaded(value, None, terms.serializer.schema), None
         copies = None if terms.share or sealed is None or sealed.kind else sealed.body
@@ -305,9 +273,9 @@ class Loading(Looking):
 
     def _sealed(self, terms: Terms, value: Any) -> Sealed | None:
         """What is stored of a value, None if the policy would have it not stored."""
-        if not _judged(bool, _judged(terms.store_if, value, True), True):
+        if not judged(bool, judged(terms.store_if, value, True), True):
             return None
-        life = _judged(partial(told_life, terms.life_of, terms.life), value, 0.0)
+        life = judged(partial(told_life, terms.life_of, terms.life), value, 0.0)
         if value is None:
             life = life if terms.negative_life is None else terms.negative_life
             return Sealed((0, b""), IS_NONE, life) if life else None
@@ -347,6 +315,7 @@ class Loading(Looking):
                 fills.append((n, Fill(address.key, raw, life, claim.permit, address.scopes, leased=claim.leased), print_))
             elif claim:
                 self._give_back(address, claim, terms, nothing_to_share=sealed is None and flight.is_open)
+        started = self._monotonic()
         try:
             await self._drop_what_is_gone(flights, addresses, results, terms, left)
             if not fills:
@@ -359,9 +328,10 @@ class Loading(Looking):
             for n, _, _ in fills:
                 self._give_back(addresses[n], claims[n], terms)
             return confirmed
+        taken = [(n, fill) for (n, fill, _), verdict in zip(fills, verdicts, strict=True) if verdict.accepted]
+        self._count_sets(terms, [(addresses[n], len(fill.raw), fill.life or FOR_EVER) for n, fill in taken], started)
         for (n, fill, print_), verdict in zip(fills, verdicts, strict=True):
             self.flights.note_fill(fill.key)
-            self._add(terms, "sets", int(verdict.accepted))
             confirmed[n] = verdict.accepted and verdict.tokens.fingerprint(fill.scopes) == print_
         return confirmed
 
@@ -435,19 +405,6 @@ class Loading(Looking):
         return False
 
 
-class _Refused:
-    """An error that is to be cached, in the place of a value."""
-
-    __slots__ = ("error",)
-
-    def __init__(self, error: Exception) -> None:
-        self.error = error
-
-
-class _Misjudged(CacheError):
-    """What the user gave to judge a result by has raised."""
-
-
 class _Written:
     """Takes the tick when a request is written: what it finds serves whoever began before."""
 
@@ -463,33 +420,6 @@ class _Written:
 def _is_hidden(error: Exception, flights: Sequence[Flight], terms: Terms) -> bool:
     """Whether the value that is being refreshed stands in for an error, which is not stored over it, then."""
     return isinstance(error, terms.stale_on) and any(flight.refreshes for flight in flights)
-
-
-def _judged(judge: Callable[[Any], Any] | None, value: Any, otherwise: Any) -> Any:
-    """What the user's function says of a result; where it raises, the result is given all the same."""
-    if judge is None:
-        return otherwise
-    try:
-        return judge(value)
-    except Exception as error:
-        raise _Misjudged(f"store_if= or ttl= raised {type(error).__name__}") from error
-
-
-def _loaded_elsewhere(held: Held) -> Loaded:
-    entry = held.sight.entry
-    if held.error is not None or entry is None or entry.flags & IS_NONE:
-        return Loaded(held.value, None, 0, held.error)
-    return Loaded(held.value, (entry.codec, entry.payload), entry.schema)
-
-
-def _as_it_failed(reason: bytes, terms: Terms) -> Exception:
-    """The error that a load has failed with in another process."""
-    error = failures.rebuilt(reason, terms.cache_errors)
-    if error is None:  # not "or": an error may be false
-        error = failures.found_again(reason)
-    if error is None:
-        error = LoadFailedError(f"{terms.label}: the load has failed in other processes, with {failures.told(reason)}; see their logs")
-    return error
 
 
 def _all_written(flights: Sequence[Flight]) -> None:

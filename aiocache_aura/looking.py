@@ -27,9 +27,11 @@ class Looking(Writes):
 
     async def get_many(self, addresses: Sequence[Address], terms: Terms, *, count: bool = True) -> list[Any]:
         """The stored values in order, MISSING for those that are not there, or are an error that was cached; one round trip."""
-        began = self._tick.now
+        began, started = self._tick.now, self._monotonic()
         values = []
-        for address, (held, sight) in zip(addresses, await self._look_at_all(addresses, terms), strict=True):
+        looks = await self._look_at_all(addresses, terms)
+        seconds = self._looked(addresses[0], terms, started) if count and addresses else 0.0
+        for address, (held, sight) in zip(addresses, looks, strict=True):
             is_hit = held is not None and held.is_fresh and held.error is None
             values.append(held.value if held is not None and is_hit else MISSING)
             if held is not None and is_hit:
@@ -37,9 +39,9 @@ class Looking(Writes):
             else:
                 self._remember_miss(address, sight.tokens, began)
             if count and is_hit:
-                self._count_hit(terms, address)
+                self._count_hit(address, terms, sight.raw, seconds)
             elif count:
-                self._count_miss(terms, address, coalesced=False)
+                self._count_miss(terms, address, coalesced=False, seconds=seconds)
         return values
 
     async def _look_at_all(self, addresses: Sequence[Address], terms: Terms) -> list[tuple[Held | None, Sight]]:

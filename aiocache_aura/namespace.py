@@ -15,7 +15,6 @@ from aiocache_aura.generations import Address, tag_extra
 from aiocache_aura.owner import owner_of
 from aiocache_aura.policy import CachePolicy, PolicyOverrides, seconds
 from aiocache_aura.resilience.threads import call_any
-from aiocache_aura.stats import Counts
 from aiocache_aura.terms import Terms
 from aiocache_aura.types import MISSING, TTL, CacheEntry, Explanation
 
@@ -43,7 +42,7 @@ class Cache:
 
     def __init__(self, desk: Desk, name: str, policy: CachePolicy) -> None:
         self._desk, self.name, self._policy = desk, name, policy
-        self.counts = Counts()
+        self.counts = desk.recorder.counts(name)
         self._plans: dict[object, Plan] = {}
 
     def __repr__(self) -> str:
@@ -427,6 +426,7 @@ class Cache:
 
     def _note(self, error: BackendError, what: str, *, may_raise: bool = True) -> None:
         self.counts.errors += 1
+        self.counts.failed(error)
         try:
             self._desk.fault(error, f"{what} of cache type {self.name!r}")
         except BackendError:
@@ -452,6 +452,7 @@ class Cache:
             policy,
             serializer=serializer_for() if as_type is None else serializer_for(as_type),
             counts=self.counts,
+            cache_type=self.name,
             label=f"cache type {self.name!r}",
         )
         return Plan(policy, terms)

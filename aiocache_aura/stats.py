@@ -45,7 +45,7 @@ class Counts:
     `saved_seconds` estimates the load seconds that hits did not cost.
     """
 
-    __slots__ = (*_INTS, "by_error", "evictions", "load_seconds", "saved_seconds", "times")
+    __slots__ = (*_INTS, "by_error", "evictions", "load_seconds", "mask", "samples", "saved_seconds", "times")
 
     hits: int
     misses: int
@@ -66,6 +66,8 @@ class Counts:
     unstorable: int
 
     def __init__(self) -> None:
+        self.mask = 0  # hits whose number has none of these bits are timed
+        self.samples = 0  # hits that were, lately
         self.reset()
 
     def reset(self) -> None:
@@ -100,8 +102,19 @@ class Counts:
             histogram = self.times[operation] = Histogram()
         histogram.add(seconds, times)
 
+    def failed(self, error: BaseException) -> None:
+        """Count a fault of the store by its class."""
+        name = type(error).__name__
+        self.by_error[name] = self.by_error.get(name, 0) + 1
+
     def copy(self) -> Counts:
-        return self.plus(Counts())
+        return self.plus(_NOTHING)
+
+    def differs(self, earlier: Counts) -> bool:
+        """Whether anything has been counted since these counters were as `earlier`."""
+        return any(getattr(self, name) != getattr(earlier, name) for name in _INTS) or (
+            self.evictions != earlier.evictions or any(took.count != _count(earlier, name) for name, took in list(self.times.items()))
+        )
 
     def plus(self, other: Counts) -> Counts:
         """Both together."""
@@ -121,7 +134,7 @@ class Counts:
             setattr(made, name, max(getattr(self, name) - getattr(earlier, name), 0))
         made.by_error = _taken(self.by_error, earlier.by_error)
         made.evictions = _taken(self.evictions, earlier.evictions)
-        for operation, histogram in self.times.items():
+        for operation, histogram in list(self.times.items()):
             made.times[operation] = histogram.minus(earlier.times.get(operation, _NONE))
         return made
 
@@ -140,11 +153,17 @@ class Counts:
 
 
 _NONE = Histogram()
+_NOTHING = Counts()
+
+
+def _count(counts: Counts, operation: str) -> int:
+    return counts.times.get(operation, _NONE).count
 
 
 def _added(ours: Mapping[str, int], theirs: Mapping[str, int]) -> dict[str, int]:
+    ours, theirs = dict(ours), dict(theirs)  # in one step, for another thread may be counting
     return {name: ours.get(name, 0) + theirs.get(name, 0) for name in {**ours, **theirs}}
 
 
 def _taken(ours: Mapping[str, int], earlier: Mapping[str, int]) -> dict[str, int]:
-    return {name: n for name, n in ((name, n - earlier.get(name, 0)) for name, n in ours.items()) if n > 0}
+    return {name: n - earlier.get(name, 0) for name, n in dict(ours).items() if n > earlier.get(name, 0)}

@@ -22,7 +22,8 @@ class Terms:
     """Times in seconds; None where there is no bound.
 
     `is_plain`: a stored value that is fresh is all that a read can be given, and a hit changes nothing. `convert`: results are converted to
-    the declared type. `personal`: a load uses what belongs to its caller, and ends with it.
+    the declared type. `personal`: a load uses what belongs to its caller, and ends with it. `recall` tells of a call's arguments how it can
+    be made again, by another process too; None where it can't.
     """
 
     serializer: Serializer
@@ -33,7 +34,9 @@ class Terms:
     max_value_bytes: int
     counts: Counts
     own: Counts | None = None
+    cache_type: str = ""
     label: str
+    recall: Callable[[Any, Any], bytes | None] | None = None
     convert: bool = False
     personal: bool = False
     stale: float = 0.0
@@ -62,6 +65,7 @@ class Terms:
         serializer: Serializer,
         counts: Counts,
         label: str,
+        cache_type: str = "",
         own: Counts | None = None,
         convert: bool = False,
         personal: bool = False,
@@ -77,6 +81,7 @@ class Terms:
             max_value_bytes=policy.max_value_bytes,
             counts=counts,
             own=own,
+            cache_type=cache_type,
             label=label,
             convert=convert,
             personal=personal,

@@ -14,14 +14,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from aiocache_aura import keys
-from aiocache_aura.clock import Clock
 from aiocache_aura.codecs.envelope import seal
-from aiocache_aura.entries import REMEMBERED, Entries, finite, log
+from aiocache_aura.counting import log
+from aiocache_aura.entries import REMEMBERED, Entries, finite
 from aiocache_aura.errors import BackendError
-from aiocache_aura.generations import Address, Addresses
-from aiocache_aura.resilience.single_flight import Tick
-from aiocache_aura.stores.base import Port, Scopes, Tokens
-from aiocache_aura.terms import Terms
+from aiocache_aura.generations import Address
+from aiocache_aura.stores.base import Scopes, Tokens
+from aiocache_aura.terms import FOR_EVER, Terms
 
 REMEMBER_FOR = 30.0  # seconds that a miss of this process vouches for a later `set` of the key
 
@@ -37,8 +36,8 @@ class _Miss(NamedTuple):
 class Writes(Entries):
     """What writes and invalidates."""
 
-    def __init__(self, port: Port, addresses: Addresses, clock: Clock, *, budget: float, tick: Tick, log_keys: bool = False) -> None:
-        super().__init__(port, addresses, clock, budget=budget, tick=tick, log_keys=log_keys)
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
         self._missed: dict[tuple[bytes, int], _Miss] = {}  # by key and task; 0 is the key's last, whoever missed it
         self._dropped: dict[bytes, int] = {}  # when, by the tick, this process last invalidated a scope
         self._dropped_until = -1  # the latest of what is no longer in there
@@ -47,6 +46,7 @@ class Writes(Entries):
         """Write values over whatever is there, and void the loads under way (M10); False if an invalidation has voided one of them."""
         encoded = [(address, self._encode_explicit(terms, value)) for address, value in items]
         addresses = [address for address, _ in items]
+        started = self._monotonic()
         if not terms.life:
             await self.delete(addresses, terms)
             return True
@@ -61,7 +61,9 @@ class Writes(Entries):
             await self._port.store(writes, timeout=self._budget)
         finally:
             self.flights.close(address.key for address in addresses)
-        self._add(terms, "sets", len(writes))
+        written = [address for address in addresses if address.key not in void]
+        told = [(address, len(raw), life or FOR_EVER) for address, (_, raw, life) in zip(written, writes, strict=True)]
+        self._count_sets(terms, told, started)
         return not void
 
     def _write(self, terms: Terms, address: Address, sealed: tuple[int, bytes], fingerprint: bytes) -> tuple[bytes, bytes, float | None]:
@@ -113,7 +115,7 @@ class Writes(Entries):
         sealed = self._encode_explicit(terms, value)
         if not terms.life:
             return False
-        began = self._tick.now
+        began, started = self._tick.now, self._monotonic()
         held, sight = await self._look(address, terms)
         if held is not None and held.is_fresh and held.error is None:
             return False
@@ -127,7 +129,7 @@ class Writes(Entries):
         key, fresh, life = self._write(terms, address, sealed, fingerprint)
         written = await self._port.store_if(key, fresh, life, seen=sight.raw, timeout=self._budget)
         self.flights.close([address.key])
-        self._add(terms, "sets", int(written))
+        self._count_sets(terms, [(address, len(fresh), terms.life)] if written else [], started)
         return written
 
     async def touch(self, address: Address, life: float, terms: Terms) -> bool:
@@ -141,13 +143,14 @@ class Writes(Entries):
 
     async def delete(self, addresses: Sequence[Address], terms: Terms | None = None) -> int:
         """Remove values and void the loads under way; how many were stored."""
+        started = self._monotonic()
         self.flights.close(address.key for address in addresses)
         try:
             gone = await self._port.delete([address.key for address in addresses], timeout=self._budget)
         finally:
             self.flights.close(address.key for address in addresses)
-        if terms is not None:
-            self._add(terms, "deletes", gone)
+        if terms is not None and addresses:
+            self._count_deletes(terms, addresses, gone, started)
         if log.isEnabledFor(logging.DEBUG):
             for address in addresses:
                 log.debug("deleted %s", self.shown(address))

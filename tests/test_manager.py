@@ -110,10 +110,6 @@ class TestOptions:
             CacheManager("http://ann:secret@localhost")
         assert "secret" not in str(caught.value)
 
-    @pytest.mark.parametrize("name", ["events"])
-    def test_what_a_later_issue_builds_does_not_exist(self, name):
-        assert not hasattr(CacheManager(), name)
-
     async def test_policy_options_that_are_not_here_yet_are_refused(self, manager):
         with pytest.raises(ConfigurationError, match="encrypt"):
             await manager.set("menu", "a", 1, encrypt=True)

@@ -19,6 +19,7 @@ The checksum is what makes "bytes that are not ours" a miss: a value that was mo
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,7 @@ VERSION = 1
 HEAD = struct.Struct("<2sB8sIBBdddfQ16sH")
 _COVERED = struct.Struct("<BBdddfQ16sH")
 _FRONT = struct.Struct("<2sB8sI")
+_COST = struct.Struct("<f")
 COVERED_FROM = _FRONT.size
 ID = slice(3, 11)
 FRONT = slice(0, COVERED_FROM)
@@ -75,6 +77,15 @@ def seal(checksum: int, entry: Entry) -> bytes:
     )
     body = b"".join((covered, entry.extras, entry.payload))
     return _FRONT.pack(MAGIC, VERSION, os.urandom(8), crc32(body, checksum)) + body
+
+
+def cost_of(raw: bytes) -> float:
+    """The load seconds that the head of an entry tells; 0.0 where it tells none."""
+    try:
+        cost: float = _COST.unpack_from(raw, 41)[0]
+    except struct.error:
+        return 0.0
+    return cost if 0.0 < cost < math.inf else 0.0
 
 
 def unseal(checksum: int, raw: bytes) -> Entry | None:

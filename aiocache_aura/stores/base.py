@@ -392,6 +392,10 @@ class Port(Protocol):
         """Remove every permit, then every value, whose key matches; how many values (M11). In bounded batches."""
         ...
 
+    def usage(self) -> dict[str, tuple[int, int]] | None:
+        """By cache type, the entries there are and the bytes that they take in this process; None where they are elsewhere."""
+        ...
+
     async def aclose(self) -> None:
         """Let go of connections; idempotent."""
 

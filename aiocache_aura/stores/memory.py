@@ -27,8 +27,9 @@ class MemoryStore:
 
     def __init__(self, clock: Clock, *, max_bytes: int | None, max_entries: int | None) -> None:
         self._now = clock.time
-        self._lock = threading.Lock()
-        self.values: Sieve[bytes, bytes] = Sieve(max_weight=max_bytes, max_items=max_entries)
+        self._lock = threading.RLock()  # who is told of an eviction may ask
+        self._on_evict: Callable[[str, str], None] | None = None
+        self.values: Sieve[bytes, bytes] = Sieve(max_weight=max_bytes, max_items=max_entries, group=_type_of, on_evict=self._evicted)
         self._tokens: Sieve[bytes, bytes] = Sieve(max_items=MAX_TOKENS)
         self._permits: Sieve[bytes, bytes] = Sieve(max_items=MAX_TOKENS)
         self.notes = Boards(clock.time)
@@ -113,6 +114,19 @@ class MemoryStore:
                 self.values.pop(key)
             return there
 
+    def usage(self) -> dict[str, tuple[int, int]]:
+        """By cache type, the entries there are, expired ones that nobody has come upon too, and the bytes that they take."""
+        with self._lock:
+            return {group.decode(): held for group, held in self.values.groups.items() if isinstance(group, bytes)}
+
+    def on_evict(self, tell: Callable[[str, str], None]) -> None:
+        """Call this with the cache type of what is thrown out, and why. It is called under the lock of the store."""
+        self._on_evict = tell
+
+    def _evicted(self, key: bytes, reason: str) -> None:
+        if self._on_evict is not None:
+            self._on_evict(_type_of(key).decode(), reason)
+
     async def aclose(self) -> None:
         return None
 
@@ -154,3 +168,8 @@ class MemoryStore:
             if self._tokens.get(scope, now) is None:
                 self._tokens.put(scope, os.urandom(TOKEN_BYTES))
         return self._read(scopes, now)
+
+
+def _type_of(key: bytes) -> bytes:
+    """The cache type in a key: what stands between the first colons; prefixes and types have none in them."""
+    return key.split(b":", 2)[1] if b":" in key else b""

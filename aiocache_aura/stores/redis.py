@@ -299,6 +299,9 @@ class RedisPort:
         await self._sweep(glob_literal(permits) + glob + b"}", is_permit, timeout)
         return await self._sweep(glob, is_value, timeout)
 
+    def usage(self) -> None:
+        """The entries are in the server."""
+
     async def aclose(self) -> None:
         await self._leases.aclose()
         await self._link.aclose()

@@ -4,13 +4,13 @@ Zhang et al., "SIEVE is Simpler than LRU", NSDI 2024. New items enter at the hea
 from the tail towards the head, clears the marks it meets and takes out the first item without one. Beyond the paper: a weight for each
 item and a bound on their sum, and an end of life for each item.
 
-Invariants: the linked list holds exactly the items of the mapping; `weight` is the sum of theirs; neither bound is ever exceeded when a
-method returns; the hand is None or an item of the list.
+Invariants: the linked list holds exactly the items of the mapping; `weight` is the sum of theirs, and `groups` are the sums by group;
+neither bound is ever exceeded when a method returns; the hand is None or an item of the list.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 K = TypeVar("K")
@@ -28,10 +28,23 @@ class _Node(Generic[K, V]):
 
 
 class Sieve(Generic[K, V]):
-    """A mapping bounded by `max_weight` and `max_items` (None: no bound). Not thread-safe; times are the caller's."""
+    """A mapping bounded by `max_weight` and `max_items` (None: no bound). Not thread-safe; times are the caller's.
 
-    def __init__(self, *, max_weight: int | None = None, max_items: int | None = None) -> None:
+    Items may be counted in groups: `group` gives that of a key. `on_evict` is called with a key that is thrown out and the bound that it
+    was thrown out for, "entries" or "bytes", or "too large" for what is not taken at all.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_weight: int | None = None,
+        max_items: int | None = None,
+        group: Callable[[K], object] | None = None,
+        on_evict: Callable[[K, str], None] | None = None,
+    ) -> None:
         self.max_weight, self.max_items = max_weight, max_items
+        self._group, self._on_evict = group, on_evict
+        self.groups: dict[object, tuple[int, int]] = {}
         self.weight = 0
         self.evictions = 0
         self._nodes: dict[K, _Node[K, V]] = {}
@@ -64,11 +77,13 @@ class Sieve(Generic[K, V]):
         """Store over what is there; False, and nothing is there any more, if it alone is above the bound."""
         self.pop(key)
         if (self.max_weight is not None and weight > self.max_weight) or self.max_items == 0:
+            if self._on_evict is not None:
+                self._on_evict(key, "too large")
             return False
         self._make_room(weight)
         node = self._nodes[key] = _Node(key, value, weight, expires)
         self._link(node)
-        self.weight += weight
+        self._weigh(key, 1, weight)
         return True
 
     def pop(self, key: K) -> V | None:
@@ -81,6 +96,7 @@ class Sieve(Generic[K, V]):
 
     def clear(self) -> None:
         self._nodes.clear()
+        self.groups.clear()
         self._head = self._tail = self._hand = None
         self.weight = 0
 
@@ -99,6 +115,18 @@ class Sieve(Generic[K, V]):
             self._remove(node)
             self._hand = node.newer
             self.evictions += 1
+            if self._on_evict is not None:
+                self._on_evict(node.key, "entries" if len(self._nodes) + 1 == self.max_items else "bytes")
+
+    def _weigh(self, key: K, items: int, weight: int) -> None:
+        self.weight += weight
+        if self._group is not None:
+            group = self._group(key)
+            there, weighs = self.groups.get(group, (0, 0))
+            if there + items:
+                self.groups[group] = there + items, weighs + weight
+            else:
+                del self.groups[group]
 
     def _link(self, node: _Node[K, V]) -> None:
         node.older = self._head
@@ -110,7 +138,7 @@ class Sieve(Generic[K, V]):
 
     def _remove(self, node: _Node[K, V]) -> None:
         del self._nodes[node.key]
-        self.weight -= node.weight
+        self._weigh(node.key, -1, -node.weight)
         if self._hand is node:
             self._hand = node.newer
         if node.newer is None:

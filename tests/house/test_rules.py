@@ -17,9 +17,10 @@ SIZE_REASONS: dict[str, str] = {}
 BORDERS = {
     "codecs/failures.py": "the constructor of a class of the user's may raise anything: then the error is not told as it was",
     "engine.py": "round the loader: what it raises may be answered with a stale value or a fallback",
-    "loading.py": "what the user judges results by may raise anything; the result is given all the same",
+    "loaded.py": "what the user judges results by may raise anything; the result is given all the same",
     "codecs/serializers.py": "whatever hostile bytes make a decoder raise is a miss",
     "declared.py": "an annotation may raise anything when it is evaluated; it counts as absent",
+    "events.py": "whatever a listener raises is logged and harms nobody",
     "desk.py": "a loader may raise anything; the policy's fallback stands in for it",
     "cached.py": "a stand-in for the manager may raise anything; the function is called all the same",
     "invalidating.py": "templates and stand-ins may raise anything; the invalidation widens, the function's result stands",
