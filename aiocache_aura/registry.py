@@ -29,7 +29,7 @@ class CacheRegistry(Mapping[str, Cache]):
         return isinstance(name, str) and name in self._caches
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._caches.copy())  # types may be added meanwhile, in other threads too
+        return iter(self._caches)
 
     def __len__(self) -> int:
         return len(self._caches)

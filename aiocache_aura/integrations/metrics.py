@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,12 +26,15 @@ from aiocache_aura.histogram import PER_DECADE, Histogram, bound
 from aiocache_aura.stats import Counts
 
 T = TypeVar("T")
-Sample: TypeAlias = tuple[tuple[str, ...], "float | Histogram"]
+Sample: TypeAlias = tuple[tuple[str, ...], Any]  # values of labels, and a number; of durations a Histogram
 
 OTHER = "other"
 MAX_CACHES = 50
 MAX_REASONS = 20  # classes of errors, reasons of evictions: a handful, so far
+_NOTHING = Counts()
 FINEST, COARSEST = -5, 3  # powers of ten, in seconds, between which durations are told apart
+OPERATIONS = {name: name for name in ("get", "set", "delete", "invalidate")}
+OUTCOMES = {"load": "ok", "load_error": "error"}
 EVERY_TENTH = tuple(range((FINEST + 6) * PER_DECADE, (COARSEST + 6) * PER_DECADE + 1, PER_DECADE // 3))
 
 
@@ -108,17 +111,25 @@ class Source:
         """The figures of now, of the types that have any."""
         manager = self.manager
         ports = manager.ports()
-        counts = {name: self._with_few_reasons(one) for name, one in _counts_of(manager).items() if _is_used(one)}
+        every = {name: manager.recorder.total(name) for name in manager.recorder.cache_types}
+        counts = {name: self._with_few_reasons(one) for name, one in every.items() if one.differs(_NOTHING)}
         usage = next((used for used in (port.usage() for port in ports) if used is not None), {})  # of one store, whatever the loops
         named = self._caches.keep([*counts, *usage])
         counts = _folded(counts, named, Counts.plus)
         return Reading(
-            layer="l2" if manager.settings.is_remote else "l1",
+            layer=layer_of(manager),
             counts=counts,
             results=self._marks.raised({(cache, result): n for cache, one in counts.items() for result, n in _results(one).items()}),
             usage=_folded(usage, named, lambda one, other: (one[0] + other[0], one[1] + other[1])),
-            lanes=[lane for port in ports for lane in port.connections()],
+            lanes=[lane for port in ports for lane in getattr(port, "connections", list)()],
         )
+
+    def durations(self, seconds: float) -> dict[str, dict[str, Histogram]]:
+        """What took how long in about the last so many seconds, by cache type and operation."""
+        recorder = self.manager.recorder
+        recent = {name: recorder.window(name, seconds) for name in recorder.cache_types}
+        lately = {name: one for name, one in recent.items() if one.times}
+        return {name: one.times for name, one in _folded(lately, self._caches.keep(lately), Counts.plus).items()}
 
     def _with_few_reasons(self, counts: Counts) -> Counts:
         """These counters, which are ours to change: what came too late to have its name is in them as `other`."""
@@ -128,12 +139,9 @@ class Source:
         return counts
 
 
-def _counts_of(manager: CacheManager) -> dict[str, Counts]:
-    return {name: manager.counts(name).copy() for name in manager.caches}
-
-
-def _is_used(counts: Counts) -> bool:
-    return any(getattr(counts, name) for name in Counts.__slots__)
+def layer_of(manager: CacheManager) -> str:
+    """Where values are found: in this process, or in a server."""
+    return "l2" if manager.settings.is_remote else "l1"
 
 
 def _results(counts: Counts) -> dict[str, int]:
@@ -156,7 +164,7 @@ def _folded(by_name: Mapping[str, T], named: Collection[str], add: Callable[[T, 
 class Metric:
     """One metric, under its name in Prometheus. `unit` is the one in its name, `counted` what a figure without unit is a number of.
 
-    `read` gives its samples: values of its labels, in their order, and the figure.
+    `read` gives its samples, the values of labels in their order; durations are those of some `operations`, under what each is called.
     """
 
     name: str
@@ -166,6 +174,7 @@ class Metric:
     labels: tuple[str, ...] = ()
     unit: str = ""
     counted: str = ""
+    operations: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def base(self) -> str:
@@ -210,6 +219,20 @@ def _counters(**names: str) -> Callable[[Reading], Iterable[Sample]]:
                 yield (cache, value), getattr(counts, name)
 
     return read
+
+
+def durations_of(
+    operations: Mapping[str, str], by_type: Mapping[str, Mapping[str, Histogram]]
+) -> Iterator[tuple[tuple[str, str], Histogram]]:
+    """Histograms of some operations, under what each is called."""
+    for cache, times in by_type.items():
+        for operation, called in operations.items():
+            if operation in times:
+                yield (cache, called), times[operation]
+
+
+def _took(operations: Mapping[str, str]) -> Callable[[Reading], Iterable[Sample]]:
+    return lambda reading: durations_of(operations, {cache: counts.times for cache, counts in reading.counts.items()})
 
 
 def _split(figures: Callable[[Counts], Mapping[str, Any]]) -> Callable[[Reading], Iterable[Sample]]:
@@ -276,15 +299,19 @@ METRICS: tuple[Metric, ...] = (
         help="Time that operations on the cache took; of hits a sample stands for all.",
         labels=("cache", "op"),
         unit="seconds",
-        read=_split(lambda counts: {op: took for op, took in counts.times.items() if op != "load"}),
+        counted="operation",
+        operations=OPERATIONS,
+        read=_took(OPERATIONS),
     ),
     Metric(
         name="aura_cache_load_duration_seconds",
         kind=Kind.HISTOGRAM,
-        help="Time that loads took, by outcome.",
+        help="Time that loads took: ok if they gave a value, error if they raised or were cancelled.",
         labels=("cache", "outcome"),
         unit="seconds",
-        read=_split(lambda counts: {"success": counts.times["load"]} if "load" in counts.times else {}),
+        counted="load",
+        operations=OUTCOMES,
+        read=_took(OUTCOMES),
     ),
     Metric(
         name="aura_cache_coalesced_total",
@@ -335,20 +362,12 @@ METRICS: tuple[Metric, ...] = (
         read=_counter("sets"),
     ),
     Metric(
-        name="aura_cache_deletes_total",
-        kind=Kind.COUNTER,
-        help="Entries deleted one by one.",
-        labels=("cache",),
-        counted="entry",
-        read=_counter("deletes"),
-    ),
-    Metric(
         name="aura_cache_invalidations_total",
         kind=Kind.COUNTER,
-        help="Invalidations, however many entries each was about.",
+        help="Invalidations: of a scope, however many entries were in it, and of keys, each entry that was deleted.",
         labels=("cache", "kind"),
         counted="invalidation",
-        read=_counters(generation="invalidations"),
+        read=_counters(scope="invalidations", key="deletes"),
     ),
     Metric(
         name="aura_cache_evictions_total",

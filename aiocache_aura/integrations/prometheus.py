@@ -11,11 +11,10 @@ multiprocess mode of prometheus_client knows no collectors: there, each process 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from aiocache_aura.cache_manager import CacheManager
 from aiocache_aura.errors import ConfigurationError
-from aiocache_aura.histogram import Histogram
 from aiocache_aura.integrations.metrics import MAX_CACHES, METRICS, Kind, Metric, Source, limits, up_to
 
 try:
@@ -27,7 +26,7 @@ except ImportError as missing:
 
 Family: TypeAlias = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
 
-_LIMITS = [floatToGoString(limit) for limit in limits()]
+_LIMITS = [floatToGoString(limit) for limit in limits()]  # type: ignore[no-untyped-call]
 
 
 class AuraCollector:
@@ -71,13 +70,10 @@ class AuraCollector:
         return HistogramMetricFamily(metric.name, metric.help, labels=labels, unit=metric.unit)
 
 
-def _add(family: Family, labels: Sequence[str], value: float | Histogram) -> None:
+def _add(family: Family, labels: Sequence[str], value: Any) -> None:
     if isinstance(family, HistogramMetricFamily):
-        assert isinstance(value, Histogram)
-        buckets = [*zip(_LIMITS, up_to(value), strict=True), ("+Inf", value.count)]
-        family.add_metric(labels, buckets, value.total)
+        family.add_metric(labels, [*zip(_LIMITS, up_to(value), strict=True), ("+Inf", value.count)], value.total)
     else:
-        assert not isinstance(value, Histogram)
         family.add_metric(labels, value)
 
 
