@@ -96,7 +96,7 @@ class Source:
 
     def __init__(self, manager: CacheManager | None = None, *, max_caches: int = MAX_CACHES) -> None:
         self._manager = manager
-        self._caches, self._marks = Names(max_caches), Marks()
+        self._caches, self._marks, self._seen = Names(max_caches), Marks(), manager
         self._reasons = {what: Names(MAX_REASONS) for what in ("by_error", "evictions")}
 
     @property
@@ -110,6 +110,8 @@ class Source:
     def read(self) -> Reading:
         """The figures of now, of the types that have any."""
         manager = self.manager
+        if manager is not self._seen:
+            self._marks, self._seen = Marks(), manager
         ports = manager.ports()
         every = {name: manager.recorder.total(name) for name in manager.recorder.cache_types}
         counts = {name: self._with_few_reasons(one) for name, one in every.items() if one.differs(_NOTHING)}
@@ -185,7 +187,7 @@ class Metric:
     def otel_name(self) -> str:
         """`aura_cache_load_duration_seconds` is `aiocache_aura.cache.load.duration`."""
         group, _, rest = self.base.removeprefix("aura_").removesuffix(f"_{self.unit}").partition("_")
-        return f"aiocache_aura.{group}.{rest.replace('_duration', '.duration')}"
+        return f"aiocache_aura.{group}.{rest.replace('_duration', '.duration') or self.unit}"
 
     @property
     def otel_unit(self) -> str:
