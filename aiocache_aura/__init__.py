@@ -1,6 +1,7 @@
 """aiocache_aura: the asyncio cache on Redis and Valkey."""
 
 from aiocache_aura.cache_manager import CacheManager
+from aiocache_aura.cache_warmer import CacheWarmer
 from aiocache_aura.cached_function import BoundCached, CachedFunction
 from aiocache_aura.clock import Clock
 from aiocache_aura.codecs.serializers import register_type
@@ -52,6 +53,7 @@ from aiocache_aura.keys import register_key_type
 from aiocache_aura.namespace import Cache
 from aiocache_aura.policy import CachePolicy
 from aiocache_aura.redis_client import RedisClient
+from aiocache_aura.sources import warm_source
 from aiocache_aura.types import (
     ALL,
     FOREVER,
@@ -66,6 +68,7 @@ from aiocache_aura.types import (
     ManagerLike,
     Uncached,
 )
+from aiocache_aura.warm_report import TypeReport, WarmProgress, WarmReport
 
 __all__ = [
     "ALL",
@@ -83,6 +86,7 @@ __all__ = [
     "CacheParameters",
     "CachePolicy",
     "CacheTTL",
+    "CacheWarmer",
     "CachedFunction",
     "Call",
     "Clock",
@@ -111,9 +115,12 @@ __all__ = [
     "StaleServed",
     "Stored",
     "TenantMiddleware",
+    "TypeReport",
     "Uncached",
     "UnknownCacheTypeError",
     "ValueTooLargeError",
+    "WarmProgress",
+    "WarmReport",
     "cache",
     "cache_analytics",
     "cache_api",
@@ -130,4 +137,5 @@ __all__ = [
     "register_type",
     "tenant_scope",
     "user_scope",
+    "warm_source",
 ]

@@ -23,7 +23,7 @@ from aiocache_aura.codecs.serializers import Serializer, serializer_for
 from aiocache_aura.context import Identity, identity
 from aiocache_aura.counting import shown
 from aiocache_aura.declared import declared
-from aiocache_aura.desk import explained, listed, unshared, unwrapped
+from aiocache_aura.desk import explained, listed, unshared, unwrapped, warming_run
 from aiocache_aura.engine import Engine
 from aiocache_aura.errors import BackendError, ConfigurationError
 from aiocache_aura.generations import Address, function_extra, tag_extra
@@ -214,6 +214,9 @@ class Cached:
         engine = None if _is_past(manager) else manager.engine_now() or await self._open(manager)
         if engine is None:
             return await self._load_alone(state.policy, args, kwargs)
+        run = warming_run()
+        if run is not None:
+            return await run.call(engine, address, self._terms(state, args, kwargs), functools.partial(self._load, args, kwargs))
         return await engine.get_or_load(address, self._terms(state, args, kwargs), self._load, args, kwargs)
 
     async def _load_alone(self, policy: CachePolicy, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

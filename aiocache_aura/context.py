@@ -14,11 +14,13 @@ Id: TypeAlias = int | str | UUID
 
 
 class Identity(NamedTuple):
-    """The tenant and the user of a task, as text, None where none is known; and whether it reads past the cache."""
+    """The tenant and the user of a task, as text, None where none is known; whether it reads past the cache, and for which warmer it
+    works."""
 
     tenant: str | None
     user: str | None
     bypass: bool = False
+    warming: object = None
 
 
 NOBODY = Identity(None, None)
@@ -45,7 +47,7 @@ class _Scope(AbstractContextManager[None]):
 
     __slots__ = ("bypass", "change")
 
-    def __init__(self, *, bypass: bool = False, **change: str) -> None:
+    def __init__(self, *, bypass: bool = False, **change: object) -> None:
         self.bypass, self.change = bypass, change
 
     def __enter__(self) -> None:
@@ -64,7 +66,7 @@ class _Scope(AbstractContextManager[None]):
         _scopes.set(scopes)
         known = NOBODY
         for scope in scopes:
-            known = Identity(**{**known._asdict(), **scope.change})
+            known = known._replace(**scope.change)  # type: ignore[arg-type]
         identity.set(known._replace(bypass=any(scope.bypass for scope in scopes)))
 
 
@@ -92,6 +94,11 @@ def current_tenant() -> str | None:
 def current_user() -> str | None:
     """The user of this task, as text, or None."""
     return identity.get().user
+
+
+def warming_scope(run: object) -> AbstractContextManager[None]:
+    """Cached calls of the block are made for a warmer's run; None: for nobody's."""
+    return _Scope(warming=run)
 
 
 def bypass_scope() -> AbstractContextManager[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import replace
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, cast
 
 from aiocache_aura.context import Id, id_text, identity
 from aiocache_aura.deferral import Held
@@ -52,6 +52,23 @@ class Desk(Protocol):
 
     async def behind(self, work: Coroutine[Any, Any, Any]) -> None:
         """Run it in this loop, behind the caller's back."""
+
+
+class WarmingRun(Protocol):
+    """A warmer's run, as the calls that its source makes see it."""
+
+    @property
+    def is_over(self) -> bool: ...
+
+    async def call(self, engine: Engine, address: Address, terms: Terms, load: Callable[[], Awaitable[Any]]) -> Any:
+        """What is stored, or a load of lowest priority."""
+        ...
+
+
+def warming_run() -> WarmingRun | None:
+    """The run that this task works for."""
+    run = cast("WarmingRun | None", identity.get().warming)
+    return None if run is None or run.is_over else run
 
 
 def listed(texts: Iterable[str], what: str = "keys") -> list[str]:

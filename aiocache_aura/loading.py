@@ -34,7 +34,7 @@ from aiocache_aura.entries import REMEMBERED, finite
 from aiocache_aura.errors import BackendError, LoadDeadlineError, LoadFailedError, SerializationError, ValueTooLargeError
 from aiocache_aura.generations import Address
 from aiocache_aura.loaded import Loaded, Misjudged, Refused, Result, Sealed, as_it_failed, judged, loaded_elsewhere
-from aiocache_aura.looking import Looking
+from aiocache_aura.planting import Planting
 from aiocache_aura.resilience.single_flight import LEFT_OUT, RETRY, Flight, Load, NobodyLoads, Paused, Phase, Tick
 from aiocache_aura.stores.base import Claim, Failed, Fill, Found, HeldElsewhere, Leases, Standing, Want
 from aiocache_aura.terms import FOR_EVER, Terms, told_life
@@ -55,7 +55,7 @@ class Landed(Enum):
 LANDED: Final = Landed.LANDED
 
 
-class Loading(Looking):
+class Loading(Planting):
     """What loads."""
 
     def __init__(self, *args: Any, **options: Any) -> None:

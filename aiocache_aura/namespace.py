@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar, Unpack, overload
 from aiocache_aura import keys
 from aiocache_aura.codecs.serializers import serializer_for
 from aiocache_aura.context import Id, Identity, id_text, identity
-from aiocache_aura.desk import Desk, Who, explained, listed, narrowed, refuse_awaitable, unshared, unwrapped
+from aiocache_aura.desk import Desk, Who, explained, listed, narrowed, refuse_awaitable, unshared, unwrapped, warming_run
 from aiocache_aura.engine import Engine
 from aiocache_aura.errors import BackendError
 from aiocache_aura.generations import Address, tag_extra
@@ -208,6 +208,9 @@ class Cache:
         engine = await self._engine_or_none("get_or_load")
         if engine is None:
             return unwrapped(await unshared(load, plan.policy.fallback))
+        run = warming_run()
+        if run is not None:
+            return await run.call(engine, address, plan.terms, load)
         return await engine.get_or_load(address, plan.terms, load)
 
     async def get_or_load_many(
@@ -249,7 +252,7 @@ class Cache:
         if self._is_past:
             return None
         try:
-            return await self._engine()
+            return await self.engine()
         except BackendError as error:
             self._note(error, what, may_raise=False)
             return None
@@ -370,7 +373,7 @@ class Cache:
 
     async def _purge(self, pattern: str, of_tenant: str | None, of_user: str | None) -> int:
         try:
-            return await (await self._engine()).purge(self.name, pattern, of_tenant, of_user)
+            return await (await self.engine()).purge(self.name, pattern, of_tenant, of_user)
         except BackendError as error:
             self._note(error, "invalidate_pattern", may_raise=False)
             return 0
@@ -391,7 +394,7 @@ class Cache:
 
     async def _purge_all(self) -> None:
         try:
-            await (await self._engine()).purge(self.name, "*", None, None)
+            await (await self.engine()).purge(self.name, "*", None, None)
         except BackendError as error:
             self._note(error, "reclaim", may_raise=False)
 
@@ -413,13 +416,14 @@ class Cache:
     def _is_past(self) -> bool:
         return self._desk.is_off or identity.get().bypass
 
-    async def _engine(self) -> Engine:
+    async def engine(self) -> Engine:
+        """This loop's way to the store; may raise BackendError."""
         engine = self._desk.engine_now()
         return await self._desk.engine() if engine is None else engine
 
     async def _ask(self, what: str, otherwise: R, act: Callable[[Engine], Awaitable[R]]) -> R:
         try:
-            return await act(await self._engine())
+            return await act(await self.engine())
         except BackendError as error:
             self._note(error, what)
             return otherwise
@@ -432,6 +436,20 @@ class Cache:
         except BackendError:
             if may_raise:
                 raise
+
+    def place(
+        self,
+        key: str,
+        *,
+        tags: Iterable[str] = (),
+        as_type: Any = None,
+        tenant: Id | None = None,
+        user: Id | None = None,
+        **policy: Unpack[PolicyOverrides],
+    ) -> tuple[Address, Terms]:
+        """Where `set` would store this key, and under which terms."""
+        plan = self._plan(as_type, policy)
+        return self._address(plan, key, tenant, user, tags), plan.terms
 
     def _plan(self, as_type: Any, overrides: Mapping[str, Any]) -> Plan:
         asked = (as_type, *((name, type(value), id(value) if name == "fallback" else value) for name, value in overrides.items()))

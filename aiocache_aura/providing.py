@@ -36,9 +36,9 @@ class Provided:
     async def load(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One load, with what it opens for itself."""
         arguments = self._signature.arguments(self._signature.bind(*args, **kwargs))
-        async with _raising(AsyncExitStack()) as stack:
+        async with raising(AsyncExitStack()) as stack:
             for name, factory in self._in_loop.items():
-                arguments[name] = await _opened(stack, factory())
+                arguments[name] = await opened(stack, factory())
             if self._in_thread:
                 return await self._load_in_thread(arguments)
             ready, named = self._signature.spread(arguments)
@@ -106,7 +106,7 @@ class _Kept:
 
 
 @asynccontextmanager
-async def _raising(stack: AsyncExitStack) -> AsyncIterator[AsyncExitStack]:
+async def raising(stack: AsyncExitStack) -> AsyncIterator[AsyncExitStack]:
     """The stack, whose error is raised even where something in it swallows it: there is no result then."""
     swallowed: BaseException | None = None
     async with stack:
@@ -119,7 +119,8 @@ async def _raising(stack: AsyncExitStack) -> AsyncIterator[AsyncExitStack]:
         raise swallowed
 
 
-async def _opened(stack: AsyncExitStack, made: Any) -> Any:
+async def opened(stack: AsyncExitStack, made: Any) -> Any:
+    """What a factory made, entered, run to its `yield`, or awaited, until the stack is closed."""
     if inspect.isasyncgen(made):
         made = asynccontextmanager(lambda: made)()
     elif inspect.isgenerator(made):
@@ -128,7 +129,7 @@ async def _opened(stack: AsyncExitStack, made: Any) -> Any:
         return await stack.enter_async_context(made)
     if hasattr(type(made), "__enter__") and hasattr(type(made), "__exit__"):
         return stack.enter_context(made)
-    return await _opened(stack, await made) if inspect.isawaitable(made) else made
+    return await opened(stack, await made) if inspect.isawaitable(made) else made
 
 
 def _is_async_factory(factory: Factory) -> bool:
@@ -145,4 +146,4 @@ def check(provide: object) -> None:
             raise ConfigurationError(f"provide={{{name!r}: {factory!r:.40}}}: give a function that makes one for each load; do not call it")
 
 
-__all__ = ["Factory", "Provided", "check"]
+__all__ = ["Factory", "Provided", "check", "opened", "raising"]

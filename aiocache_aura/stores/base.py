@@ -377,6 +377,14 @@ class Port(Protocol):
         """`store` for one key, only if its slot still holds `seen` (None: is empty); whether it was written."""
         ...
 
+    async def look(self, keys: Sequence[bytes], scopes: Scopes, *, timeout: float) -> tuple[list[bytes | None], Tokens]:
+        """What is stored under the keys, and the tokens of `scopes`: a lookup that no reader waits for."""
+        ...
+
+    async def plant(self, items: Sequence[tuple[bytes, bytes, float | None, bytes | None]], *, timeout: float) -> list[bool]:
+        """Write each (key, raw, life, seen) whose slot still holds `seen` (None: is empty), and void no load; which were written."""
+        ...
+
     async def delete(self, keys: Sequence[bytes], *, timeout: float) -> int:
         """Remove permits, then values; how many values were there (M9)."""
         ...

@@ -87,6 +87,16 @@ class MemoryStore:
                 return False
             return self._put(key, raw, life, now)
 
+    async def look(self, keys: Sequence[bytes], scopes: Scopes, *, timeout: float) -> tuple[list[bytes | None], Tokens]:
+        with self._lock:
+            now = self._now()
+            return [self.values.get(key, now) for key in keys], self._read(scopes, now)
+
+    async def plant(self, items: Sequence[tuple[bytes, bytes, float | None, bytes | None]], *, timeout: float) -> list[bool]:
+        with self._lock:
+            now = self._now()
+            return [self._holds(key, seen, now) and self._put(key, raw, life, now) for key, raw, life, seen in items]
+
     async def delete(self, keys: Sequence[bytes], *, timeout: float) -> int:
         with self._lock:
             now = self._now()

@@ -21,6 +21,8 @@ BORDERS = {
     "codecs/serializers.py": "whatever hostile bytes make a decoder raise is a miss",
     "declared.py": "an annotation may raise anything when it is evaluated; it counts as absent",
     "events.py": "whatever a listener raises is logged and harms nobody",
+    "cache_warmer.py": "round a source: whatever it raises is reported, and stops no other",
+    "warming.py": "round a call that a source yields: whatever it raises is counted, and stops no other",
     "desk.py": "a loader may raise anything; the policy's fallback stands in for it",
     "cached.py": "a stand-in for the manager may raise anything; the function is called all the same",
     "invalidating.py": "templates and stand-ins may raise anything; the invalidation widens, the function's result stands",

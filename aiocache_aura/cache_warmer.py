@@ -1,0 +1,259 @@
+"""Warmers: caches filled before anybody asks.
+
+warmer = CacheWarmer(session_factory)
+
+@warmer.source("menu")
+async def menus(db, tenant_id):
+    for row in await db.execute(...):
+        yield f"item:{row.id}", {"name": row.name}         # a key and a value; or: yield get_menu(tenant_id)
+
+report = await warmer.warm_all(tenant_id=1)
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from typing import Any, Generic, Literal, TypeVar
+
+import anyio
+
+from aiocache_aura import cache_manager as desk
+from aiocache_aura.cache_manager import CacheManager
+from aiocache_aura.context import Id, id_text, tenant_scope
+from aiocache_aura.errors import BackendError, ConfigurationError
+from aiocache_aura.planting import Renewal
+from aiocache_aura.policy import seconds
+from aiocache_aura.progress import bar
+from aiocache_aura.providing import opened, raising
+from aiocache_aura.sources import Source, Sources, decorator, registered, warm_source
+from aiocache_aura.types import TTL
+from aiocache_aura.warm_report import TypeReport, WarmProgress, WarmReport
+from aiocache_aura.warming import Pace, Run, Tally
+
+DB = TypeVar("DB")
+F = TypeVar("F", bound=Callable[..., Any])
+
+log = logging.getLogger("aiocache_aura.warmer")
+
+CONCURRENCY = 4
+
+Progress = Callable[[WarmProgress], object]
+
+
+class CacheWarmer(Generic[DB]):
+    """Fills cache types from their sources.
+
+    What is fresh is left as it is; what is missing is loaded, or stored, by the same rules as for everybody: a load that users wait for is
+    joined, an invalidation that comes while a source runs wins. A source that fails does not stop the others. Warming is last in line.
+
+    Args:
+        db: Whatever the sources need. A callable, such as a session factory, is opened for each source that takes it, and closed after it;
+            anything else is given to one source at a time.
+        manager: Instead of `aiocache_aura.cache_manager.cache_manager`, which is looked up for each run.
+        concurrency: Loads, and sources, that run at once.
+        rate: Keys per second, None for no bound.
+        timeout: Seconds that a run may take, in any form of a TTL; what is not done then is reported as "timeout".
+        progress: Called with a `WarmProgress` a few times in a second; "bar" draws them in the terminal, with rich.
+    """
+
+    def __init__(
+        self,
+        db: DB | Callable[[], Any] | None = None,
+        *,
+        manager: CacheManager | None = None,
+        concurrency: int = CONCURRENCY,
+        rate: float | None = None,
+        timeout: TTL | None = None,
+        progress: Progress | Literal["bar"] | None = None,
+    ) -> None:
+        if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
+            raise ConfigurationError(f"concurrency={concurrency!r}: it is how many loads may run at once, at least 1")
+        if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | float) or not rate > 0):
+            raise ConfigurationError(f"rate={rate!r}: it is keys per second, above 0, or None")
+        if progress is not None and progress != "bar" and not callable(progress):
+            raise ConfigurationError(f'progress={progress!r}: it is a function of a WarmProgress, or "bar"')
+        self._db, self._manager = db, manager
+        self._concurrency, self._rate, self._progress = concurrency, rate, progress
+        self._timeout = None if timeout is None else seconds(timeout)
+        self._sources = Sources()
+        self._one_at_a_time: anyio.Lock | None = None
+
+    def __repr__(self) -> str:
+        return f"<CacheWarmer of {len(self._sources)} sources and {len(registered)} of modules>"
+
+    @property
+    def manager(self) -> CacheManager:
+        """Where it stores."""
+        manager = desk.cache_manager if self._manager is None else self._manager
+        if not isinstance(manager, CacheManager):
+            raise ConfigurationError(f"a warmer needs a CacheManager; the manager is a {type(manager).__name__}")
+        return manager
+
+    def source(self, cache_type: str, /, *, tags: Iterable[str] = ()) -> Callable[[F], F]:
+        """Declare a source of this warmer; see `warm_source`."""
+        return decorator(self._sources, cache_type, tags)
+
+    # Running
+
+    async def warm(
+        self,
+        cache_type: str,
+        *,
+        tenant_id: Id | None = None,
+        only_missing: bool = True,
+        refresh_older_than: TTL | None = None,
+        refresh_within: TTL | None = None,
+    ) -> WarmReport:
+        """Fill one cache type; see `warm_all`."""
+        self.manager.policy(cache_type)
+        return await self._warm([cache_type], tenant_id, _renewal(only_missing, refresh_older_than, refresh_within), at_once=1)
+
+    async def warm_all(
+        self,
+        *,
+        tenant_id: Id | None = None,
+        parallel: bool = True,
+        types: Iterable[str] | None = None,
+        only_missing: bool = True,
+        refresh_older_than: TTL | None = None,
+        refresh_within: TTL | None = None,
+    ) -> WarmReport:
+        """Fill every cache type that has a source, several at once unless `parallel=False`. Raises only if it is cancelled.
+
+        Args:
+            tenant_id: Given to the sources, and the scope in which they run.
+            types: Only these.
+            only_missing: False: load and store everything anew.
+            refresh_older_than: Renew what was loaded so long ago.
+            refresh_within: Renew what has no longer than this to live: a schedule's own interval keeps what it warms from going cold.
+        """
+        names = list(self.manager.caches) if types is None else list(types)
+        for name in names:
+            self.manager.policy(name)
+        renewal = _renewal(only_missing, refresh_older_than, refresh_within)
+        return await self._warm(names, tenant_id, renewal, at_once=self._concurrency if parallel else 1)
+
+    async def _warm(self, names: list[str], tenant_id: Id | None, renewal: Renewal, *, at_once: int) -> WarmReport:
+        manager = self.manager
+        clock = manager.settings.clock
+        started, tenant = clock.monotonic(), None if tenant_id is None else id_text(tenant_id, "tenant")
+        with bar(self._progress) as progress, nullcontext() if tenant is None else tenant_scope(tenant):
+            pace = Pace(clock, self._concurrency, self._rate)
+            tallies = {name: Tally(name, clock, progress) for name in names}
+            reports: dict[str, TypeReport] = {}
+            places = anyio.CapacityLimiter(at_once)
+
+            async def one(name: str) -> None:
+                async with places:
+                    await self._warm_type(manager, tallies[name], tenant_id, pace, renewal)
+                reports[name] = tallies[name].report()
+
+            with anyio.move_on_after(self._timeout):
+                async with anyio.create_task_group() as group:
+                    for name in names:
+                        group.start_soon(one, name)
+            for name in names:
+                if name not in reports:
+                    tallies[name].ended = "timeout"
+                    tallies[name].note(f"not done after timeout={self._timeout} s")
+                    reports[name] = tallies[name].report()
+        in_order = {name: reports[name] for name in names}
+        return WarmReport(types=in_order, tenant_id=tenant, seconds=clock.monotonic() - started)
+
+    async def _warm_type(self, manager: CacheManager, tally: Tally, tenant_id: Id | None, pace: Pace, renewal: Renewal) -> None:
+        sources = [*registered.of(tally.cache_type), *self._sources.of(tally.cache_type)]
+        if not sources or manager.is_off:
+            tally.ended = "skipped"
+            return
+        cache = manager.caches[tally.cache_type]
+        for source in sources:
+            run = Run(cache, tally, pace, renewal, manager.settings.clock, concurrency=self._concurrency)
+            try:
+                async with self._opened(source) as db:
+                    await run.take(source.bound(db, tenant_id), source.tags)
+            except Exception as error:
+                tally.ended = "failed"
+                tally.note(f"{source.name}: {_told(error)}")
+                log.warning("warming of cache type %r: source %s failed", tally.cache_type, source.name, exc_info=error)
+        tally.tell(is_over=True)
+
+    @asynccontextmanager
+    async def _opened(self, source: Source) -> AsyncIterator[Any]:
+        """What the source is given as its session."""
+        if not source.takes_db:
+            yield None
+        elif callable(self._db):
+            async with raising(AsyncExitStack()) as stack:
+                yield await opened(stack, self._db())
+        else:
+            if self._one_at_a_time is None:
+                self._one_at_a_time = anyio.Lock()
+            async with self._one_at_a_time:
+                yield self._db
+
+    # Each built-in type by its name
+
+    async def warm_menu_cache(self, *, tenant_id: Id | None = None) -> WarmReport:
+        """`warm("menu", tenant_id=...)`."""
+        return await self.warm("menu", tenant_id=tenant_id)
+
+    async def warm_permissions_cache(self, *, tenant_id: Id | None = None) -> WarmReport:
+        """`warm("permissions", tenant_id=...)`."""
+        return await self.warm("permissions", tenant_id=tenant_id)
+
+    async def warm_settings_cache(self, *, tenant_id: Id | None = None) -> WarmReport:
+        """`warm("settings", tenant_id=...)`."""
+        return await self.warm("settings", tenant_id=tenant_id)
+
+    async def warm_analytics_cache(self, *, tenant_id: Id | None = None) -> WarmReport:
+        """`warm("analytics", tenant_id=...)`."""
+        return await self.warm("analytics", tenant_id=tenant_id)
+
+    async def warm_api_cache(self, *, tenant_id: Id | None = None) -> WarmReport:
+        """`warm("api", tenant_id=...)`."""
+        return await self.warm("api", tenant_id=tenant_id)
+
+    async def warm_search_cache(self, *, tenant_id: Id | None = None) -> WarmReport:
+        """`warm("search", tenant_id=...)`."""
+        return await self.warm("search", tenant_id=tenant_id)
+
+    async def warm_reports_cache(self, *, tenant_id: Id | None = None) -> WarmReport:
+        """`warm("reports", tenant_id=...)`."""
+        return await self.warm("reports", tenant_id=tenant_id)
+
+    async def warm_static_cache(self, *, tenant_id: Id | None = None) -> WarmReport:
+        """`warm("static", tenant_id=...)`."""
+        return await self.warm("static", tenant_id=tenant_id)
+
+    async def warm_test_cache(self, *, tenant_id: Id | None = None) -> WarmReport:
+        """`warm("test", tenant_id=...)`."""
+        return await self.warm("test", tenant_id=tenant_id)
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[WarmReport]]:
+        """`warm_orders_cache`, for types that were registered."""
+        cache_type = name.removeprefix("warm_").removesuffix("_cache")
+        if name.startswith("_") or name != f"warm_{cache_type}_cache" or cache_type not in self.manager.caches:
+            close = difflib.get_close_matches(name, dir(self), n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}", name=name, obj=self)
+
+        async def warm(*, tenant_id: Id | None = None) -> WarmReport:
+            return await self.warm(cache_type, tenant_id=tenant_id)
+
+        return warm
+
+
+def _renewal(only_missing: bool, older: TTL | None, within: TTL | None) -> Renewal:
+    told = {} if older is None else {"older": seconds(older)}
+    return Renewal(**told, within=0.0 if within is None else seconds(within), everything=not only_missing)
+
+
+def _told(error: Exception) -> str:
+    hint = "; is the server there?" if isinstance(error, BackendError) else ""
+    return f"{type(error).__name__}: {error}{hint}"
+
+
+__all__ = ["CacheWarmer", "WarmProgress", "WarmReport", "warm_source"]

@@ -1,0 +1,143 @@
+"""Sources: where warmers have their keys and values from. Those of a module serve every warmer."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from aiocache_aura.context import current_user
+from aiocache_aura.errors import ConfigurationError
+from aiocache_aura.keys import check_type_name
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What fills a cache type. `tags`: what its values are tagged with; an invalidation of these while it runs is not overwritten."""
+
+    cache_type: str
+    function: Callable[..., Any] = field(repr=False)
+    name: str
+    tags: tuple[str, ...] = ()
+
+    @property
+    def takes_db(self) -> bool:
+        return "db" in _roles(self.function).values()
+
+    def bound(self, db: Any, tenant_id: Any) -> Callable[[], Any]:
+        """The function with what it takes of the session, the tenant and the user of the task."""
+        known = {"db": db, "tenant_id": tenant_id, "user_id": current_user()}
+        parameters = inspect.signature(self.function).parameters
+        told = {name: known[role] for name, role in _roles(self.function).items()}
+        places = [told.pop(name) for name, one in parameters.items() if name in told and one.kind is one.POSITIONAL_ONLY]
+        return functools.partial(self.function, *places, **told)
+
+
+_ROLES = {"db": "db", "session": "db", "tenant_id": "tenant_id", "restaurant_id": "tenant_id", "user_id": "user_id"}
+
+
+def _roles(function: Callable[..., Any]) -> dict[str, str]:
+    """What a source's parameters are given: by their names, and else the first one the session and the next one the tenant."""
+    parameters = [one for one in inspect.signature(function).parameters.values() if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
+    roles = {one.name: _ROLES[one.name] for one in parameters if one.name in _ROLES}
+    left = [role for role in ("db", "tenant_id") if role not in roles.values()]
+    for one in parameters:
+        if one.name in roles or one.kind is one.KEYWORD_ONLY or one.default is not one.empty:
+            continue
+        if not left:
+            raise ConfigurationError(f"a source takes (db, tenant_id), or less; {function!r:.80} has a parameter {one.name!r} beside them")
+        roles[one.name] = left.pop(0)
+    return roles
+
+
+class Sources:
+    """Sources by cache type."""
+
+    def __init__(self) -> None:
+        self._by_type: dict[str, list[Source]] = {}
+
+    def __repr__(self) -> str:
+        return f"Sources({', '.join(f'{name}: {len(found)}' for name, found in self._by_type.items())})"
+
+    def add(self, source: Source) -> None:
+        self._by_type.setdefault(source.cache_type, []).append(source)
+
+    def of(self, cache_type: str) -> list[Source]:
+        return list(self._by_type.get(cache_type, ()))
+
+    def __len__(self) -> int:
+        return sum(map(len, self._by_type.values()))
+
+    def forget(self) -> None:
+        """Have no source any more: for tests that declare their own."""
+        self._by_type.clear()
+
+
+registered = Sources()
+"""The sources of modules."""
+
+
+def decorator(sources: Sources, cache_type: str, tags: Iterable[str]) -> Callable[[F], F]:
+    """Makes a function a source, and leaves it as it is."""
+    check_type_name(cache_type)
+    if isinstance(tags, str):
+        raise ConfigurationError(f"tags={tags!r}: they are a list of texts")
+
+    def declare(function: F) -> F:
+        if not callable(function):
+            raise TypeError(f"a source is a function, not {type(function).__name__}")
+        _roles(function)
+        name = getattr(function, "__qualname__", repr(function))
+        sources.add(Source(cache_type, function, name, tuple(tags)))
+        return function
+
+    return declare
+
+
+def warm_source(cache_type: str, /, *, tags: Iterable[str] = ()) -> Callable[[F], F]:
+    """Declare a source of every warmer: an async generator of pairs, or of calls of cached functions that are not awaited.
+
+    It is called with what it takes of the session and the tenant: `async def source(db, tenant_id)`. It yields `(key, value)`, or
+    `(key, value, {"ttl": ..., "tags": [...]})` with the options of `manager.set`, or `get_menu(tenant_id)`. A plain generator runs in a
+    worker thread; a function may as well return a mapping or a list of pairs, or await cached functions itself and return nothing.
+
+    Args:
+        cache_type: The type of what it yields as pairs, and under which the report has it.
+        tags: The tags that its pairs are given. Only of these an invalidation is seen that comes while the source runs.
+    """
+    return decorator(registered, cache_type, tags)
+
+
+def declare_calls(cached: Any, cache_type: str, warm: Any) -> None:
+    """What `warm=` of a cached function declares: the calls of it that warmers make."""
+    if not callable(warm) and (isinstance(warm, str | bytes) or not isinstance(warm, Iterable)):
+        raise ConfigurationError(f"warm={warm!r:.60}: it is a list of the calls to warm: [(1,), (2,)], or a function that gives one")
+    alive = weakref.ref(cached)
+    inner = warm if callable(warm) else None
+
+    async def calls(db: Any = None, tenant_id: Any = None) -> AsyncIterator[Any]:
+        function = alive()
+        if function is None:
+            return
+        asked = warm if inner is None else Source(cache_type, inner, "warm=").bound(db, tenant_id)()
+        if inspect.isawaitable(asked):
+            asked = await asked
+        if hasattr(asked, "__aiter__"):
+            async for call in asked:
+                yield _call(function, call)
+        else:
+            for call in asked:
+                yield _call(function, call)
+
+    registered.add(Source(cache_type, calls, f"warm= of {getattr(cached, '__qualname__', cached)}"))
+
+
+def _call(function: Callable[..., Any], call: Any) -> Any:
+    if isinstance(call, Mapping):
+        return function(**call)
+    return function(*call) if isinstance(call, tuple | list) else function(call)
