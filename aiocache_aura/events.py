@@ -74,7 +74,7 @@ class StaleServed(Happening):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored(Happening):
-    """An entry was written, by hand or with a load; `ttl` in seconds, `size` in bytes, 0 where it is not known."""
+    """An entry was written, by hand or with a load; `ttl` in seconds, until it is stale, `size` in bytes; 0 where it is not known."""
 
     seconds: float
     size: int = 0

@@ -1,10 +1,6 @@
-"""What is exported: one table of metrics, which every exporter and docs/metrics.md are made from, and the reading that fills it.
+"""What is exported: one table of metrics, which every exporter and docs/metrics.md are made from.
 
-Nothing is counted for an exporter: it reads the ints that are there anyway, when it is asked. It may be asked from another thread than the
-loops', so what is read is copied first, a dict in one step of the interpreter.
-
-No label holds a key, a user, a tenant or a function. The first `max_caches` cache types that are used keep their names for as long as the
-source lives; what all later ones do is summed under `other`, so that no counter goes back.
+No label holds a key, a user, a tenant or a function: what there is of them has no bound.
 
 `python -m aiocache_aura.integrations.metrics docs/metrics.md` writes the tables of that page anew.
 """
@@ -12,26 +8,19 @@ source lives; what all later ones do is summed under `other`, so that no counter
 from __future__ import annotations
 
 import sys
-import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
-from aiocache_aura import cache_manager as desk
-from aiocache_aura.cache_manager import CacheManager
 from aiocache_aura.histogram import PER_DECADE, Histogram, bound
+from aiocache_aura.integrations.reading import Reading
 from aiocache_aura.stats import Counts
 
-T = TypeVar("T")
 Sample: TypeAlias = tuple[tuple[str, ...], Any]  # values of labels, and a number; of durations a Histogram
 
-OTHER = "other"
-MAX_CACHES = 50
-MAX_REASONS = 20  # classes of errors, reasons of evictions: a handful, so far
-_NOTHING = Counts()
 FINEST, COARSEST = -5, 3  # powers of ten, in seconds, between which durations are told apart
 OPERATIONS = {name: name for name in ("get", "set", "delete", "invalidate")}
 OUTCOMES = {"load": "ok", "load_error": "error"}
@@ -49,117 +38,6 @@ class Kind(StrEnum):
     COUNTER = "counter"
     GAUGE = "gauge"
     HISTOGRAM = "histogram"
-
-
-class Reading(NamedTuple):
-    """What a manager has counted and holds at one moment: copies, in which nothing changes any more."""
-
-    layer: str
-    counts: Mapping[str, Counts]
-    results: Mapping[tuple[str, str], int]
-    usage: Mapping[str, tuple[int, int]]
-    lanes: Sequence[Any]
-
-
-class Names:
-    """The names that have series of their own: the first so many, for good. Safe in several threads."""
-
-    def __init__(self, most: int) -> None:
-        self._most, self._kept = most, dict[str, None]()
-        self._lock = threading.Lock()
-
-    def keep(self, names: Iterable[str]) -> Collection[str]:
-        with self._lock:
-            for name in names:
-                if len(self._kept) < self._most:
-                    self._kept[name] = None
-            return self._kept.copy()
-
-
-class Marks:
-    """The highest that each figure has been: differences of counters that are read one after the other. Safe in several threads."""
-
-    def __init__(self) -> None:
-        self._highest: dict[tuple[str, str], int] = {}
-        self._lock = threading.Lock()
-
-    def raised(self, figures: Mapping[tuple[str, str], int]) -> dict[tuple[str, str], int]:
-        """These figures, none below what it was: a counter that goes back is taken for one that began anew."""
-        with self._lock:
-            for name, figure in figures.items():
-                self._highest[name] = max(figure, self._highest.get(name, 0))
-            return {name: self._highest[name] for name in figures}
-
-
-class Source:
-    """A manager, the process-wide one of the moment if none is named, to be read in any thread."""
-
-    def __init__(self, manager: CacheManager | None = None, *, max_caches: int = MAX_CACHES) -> None:
-        self._manager = manager
-        self._caches, self._marks, self._seen = Names(max_caches), Marks(), manager
-        self._reasons = {what: Names(MAX_REASONS) for what in ("by_error", "evictions")}
-
-    @property
-    def manager(self) -> CacheManager:
-        return desk.cache_manager if self._manager is None else self._manager
-
-    @property
-    def prefix(self) -> str:
-        return self.manager.settings.prefix
-
-    def read(self) -> Reading:
-        """The figures of now, of the types that have any."""
-        manager = self.manager
-        if manager is not self._seen:
-            self._marks, self._seen = Marks(), manager
-        ports = manager.ports()
-        every = {name: manager.recorder.total(name) for name in manager.recorder.cache_types}
-        counts = {name: self._with_few_reasons(one) for name, one in every.items() if one.differs(_NOTHING)}
-        usage = next((used for used in (port.usage() for port in ports) if used is not None), {})  # of one store, whatever the loops
-        named = self._caches.keep([*counts, *usage])
-        counts = _folded(counts, named, Counts.plus)
-        return Reading(
-            layer=layer_of(manager),
-            counts=counts,
-            results=self._marks.raised({(cache, result): n for cache, one in counts.items() for result, n in _results(one).items()}),
-            usage=_folded(usage, named, lambda one, other: (one[0] + other[0], one[1] + other[1])),
-            lanes=[lane for port in ports for lane in getattr(port, "connections", list)()],
-        )
-
-    def durations(self, seconds: float) -> dict[str, dict[str, Histogram]]:
-        """What took how long in about the last so many seconds, by cache type and operation."""
-        recorder = self.manager.recorder
-        recent = {name: recorder.window(name, seconds) for name in recorder.cache_types}
-        lately = {name: one for name, one in recent.items() if one.times}
-        return {name: one.times for name, one in _folded(lately, self._caches.keep(lately), Counts.plus).items()}
-
-    def _with_few_reasons(self, counts: Counts) -> Counts:
-        """These counters, which are ours to change: what came too late to have its name is in them as `other`."""
-        for what, names in self._reasons.items():
-            given: dict[str, int] = getattr(counts, what)
-            setattr(counts, what, _folded(given, names.keep(given), int.__add__))
-        return counts
-
-
-def layer_of(manager: CacheManager) -> str:
-    """Where values are found: in this process, or in a server."""
-    return "l2" if manager.settings.is_remote else "l1"
-
-
-def _results(counts: Counts) -> dict[str, int]:
-    """Reads by what they came to. What was given stale at once is counted as a hit, too; what was waited for, as a miss."""
-    at_once = counts.stale_refreshing + counts.stale_paused
-    waited = counts.stale_timeout + counts.stale_error
-    return {"hit": counts.hits - at_once, "stale": at_once + waited, "miss": counts.misses - waited}
-
-
-def _folded(by_name: Mapping[str, T], named: Collection[str], add: Callable[[T, T], T]) -> dict[str, T]:
-    """What has no name of its own is summed as `other`, along with what is called so."""
-    folded: dict[str, T] = {}
-    for name, one in by_name.items():
-        shown = name if name in named else OTHER
-        folded[shown] = add(folded[shown], one) if shown in folded else one
-    return folded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,6 +141,22 @@ def _backend_errors(reading: Reading) -> Iterator[Sample]:
             summed[error_type] = summed.get(error_type, 0) + n
     for error_type, n in summed.items():
         yield (error_type,), n
+
+
+def _warm_keys(reading: Reading) -> Iterator[Sample]:
+    for cache, warmed in reading.warmed.items():
+        for result in ("loaded", "refreshed", "skipped", "failed"):
+            yield (cache, result), getattr(warmed, result)
+
+
+def _warm_runs(reading: Reading) -> Iterator[Sample]:
+    for cache, warmed in reading.warmed.items():
+        for ended in ("done", "failed", "timeout"):
+            yield (cache, ended), warmed.ended.get(ended, 0)
+
+
+def _last_run(name: str) -> Callable[[Reading], Iterable[Sample]]:
+    return lambda reading: [((cache,), getattr(warmed, name)) for cache, warmed in reading.warmed.items()]
 
 
 def _connections(reading: Reading) -> Iterator[Sample]:
@@ -410,6 +304,38 @@ METRICS: tuple[Metric, ...] = (
         labels=("error_type",),
         counted="error",
         read=_backend_errors,
+    ),
+    Metric(
+        name="aura_warm_keys_total",
+        kind=Kind.COUNTER,
+        help="Keys that warmers came with: loaded, refreshed before their end, skipped since they were fresh, or failed.",
+        labels=("cache", "result"),
+        counted="key",
+        read=_warm_keys,
+    ),
+    Metric(
+        name="aura_warm_runs_total",
+        kind=Kind.COUNTER,
+        help="Runs of warmers in this process: done, failed if a source raised, or cut off by their timeout.",
+        labels=("cache", "ended"),
+        counted="run",
+        read=_warm_runs,
+    ),
+    Metric(
+        name="aura_warm_last_run_timestamp_seconds",
+        kind=Kind.GAUGE,
+        help="When a warmer was last done with the type in this process, in seconds since the epoch.",
+        labels=("cache",),
+        unit="seconds",
+        read=_last_run("at"),
+    ),
+    Metric(
+        name="aura_warm_last_run_duration_seconds",
+        kind=Kind.GAUGE,
+        help="How long that run took.",
+        labels=("cache",),
+        unit="seconds",
+        read=_last_run("seconds"),
     ),
     Metric(
         name="aura_pool_connections",

@@ -27,7 +27,8 @@ from aiocache_aura import cache_manager as desk
 from aiocache_aura.cache_manager import CacheManager
 from aiocache_aura.errors import ConfigurationError
 from aiocache_aura.events import Deleted, Fault, Hit, Invalidated, Miss, StaleServed, Stored
-from aiocache_aura.integrations.metrics import METRICS, Kind, Metric, Source, durations_of, layer_of, package_version
+from aiocache_aura.integrations.metrics import METRICS, Kind, Metric, durations_of, package_version
+from aiocache_aura.integrations.reading import Source, layer_of
 
 try:
     from opentelemetry import metrics, trace

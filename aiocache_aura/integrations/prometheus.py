@@ -15,7 +15,8 @@ from typing import Any, TypeAlias
 
 from aiocache_aura.cache_manager import CacheManager
 from aiocache_aura.errors import ConfigurationError
-from aiocache_aura.integrations.metrics import MAX_CACHES, METRICS, Kind, Metric, Source, limits, up_to
+from aiocache_aura.integrations.metrics import METRICS, Kind, Metric, limits, up_to
+from aiocache_aura.integrations.reading import MAX_CACHES, Source
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry

@@ -16,7 +16,7 @@ FLOORS = [
      "aiocache_aura.demo.ledger", "aiocache_aura.demo.lives", "aiocache_aura.demo.requests", "aiocache_aura.demo.restaurants",
      "aiocache_aura.demo.story", "aiocache_aura.demo.traffic", "aiocache_aura.testing", "aiocache_aura.testing.server",
      "aiocache_aura.integrations", "aiocache_aura.integrations.asgi", "aiocache_aura.integrations.metrics",
-     "aiocache_aura.integrations.opentelemetry", "aiocache_aura.integrations.prometheus"},
+     "aiocache_aura.integrations.opentelemetry", "aiocache_aura.integrations.prometheus", "aiocache_aura.integrations.reading"},
     {"aiocache_aura.decorators", "aiocache_aura.cached_function", "aiocache_aura.cached", "aiocache_aura.invalidating",
      "aiocache_aura.cache_manager", "aiocache_aura.namespace", "aiocache_aura.registry", "aiocache_aura.using", "aiocache_aura.providing",
      "aiocache_aura.verbs", "aiocache_aura.desk", "aiocache_aura.deferral", "aiocache_aura.engines", "aiocache_aura.backend",

@@ -20,6 +20,7 @@ from aiocache_aura import FOREVER, CacheManager, CachePolicy, ConfigurationError
 from aiocache_aura import cache_manager as desk
 from aiocache_aura.integrations.metrics import METRICS
 from aiocache_aura.integrations.opentelemetry import Instrumentation, instrument
+from aiocache_aura.warm_report import TypeReport
 
 INSTRUMENTS = {
     "aiocache_aura.build.info": ("{process}", "Gauge"),
@@ -50,6 +51,10 @@ INSTRUMENTS = {
     "aiocache_aura.pool.pending": ("{request}", "Gauge"),
     "aiocache_aura.pool.reconnects": ("{connection}", "Sum"),
     "aiocache_aura.pool.wait": ("s", "Gauge"),
+    "aiocache_aura.warm.keys": ("{key}", "Sum"),
+    "aiocache_aura.warm.last_run.duration": ("s", "Gauge"),
+    "aiocache_aura.warm.last_run_timestamp": ("s", "Gauge"),
+    "aiocache_aura.warm.runs": ("{run}", "Sum"),
 }
 
 
@@ -114,18 +119,16 @@ async def fails() -> Any:
 
 async def test_every_instrument_is_pinned(telemetry, manager) -> None:
     """These instruments there are, with these units and kinds, each of them with its description."""
-    made: dict[str, str] = {}
-    meter = telemetry.meters.get_meter("aiocache_aura")
     with telemetry.instrument(manager):
         counts = manager.recorder.counts("menu")
         for operation in ("get", "load"):
             counts.took(operation, 0.1)
         counts.by_error["BackendError"] = counts.errors = counts.evictions["bytes"] = 1
         await manager.set("menu", "a", 1)
+        manager.recorder.warm_run(TypeReport(cache_type="menu"))
         seen = telemetry.metrics()
         made = {name: (metric.unit, type(metric.data).__name__) for name, metric in seen.items()}
         assert all(metric.description for metric in seen.values())
-    assert meter is not None
     remote = {"aiocache_aura.cache.bytes", "aiocache_aura.cache.entries"} if manager.settings.is_remote else set()
     expected = {name: kind for name, kind in INSTRUMENTS.items() if name not in remote and ".pool." not in name}
     assert {name: kind for name, kind in made.items() if ".pool." not in name} == expected

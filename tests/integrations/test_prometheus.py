@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from aiocache_aura import CacheManager, CachePolicy, ConfigurationError, tenant_scope
+from aiocache_aura import CacheManager, CachePolicy, CacheWarmer, ConfigurationError, tenant_scope
 from aiocache_aura import cache_manager as desk
 from aiocache_aura.histogram import Histogram
 from aiocache_aura.integrations import metrics
 from aiocache_aura.integrations.metrics import METRICS
 from aiocache_aura.integrations.prometheus import AuraCollector, register
+from aiocache_aura.integrations.reading import MAX_REASONS
 from aiocache_aura.stats import STALE_REASONS, Counts
 
 ROOT = Path(__file__).parents[2]
@@ -48,6 +50,10 @@ NAMES = {
     "aura_pool_pending": (),
     "aura_pool_reconnects_total": (),
     "aura_pool_wait_seconds": (),
+    "aura_warm_keys_total": ("cache", "result"),
+    "aura_warm_last_run_duration_seconds": ("cache",),
+    "aura_warm_last_run_timestamp_seconds": ("cache",),
+    "aura_warm_runs_total": ("cache", "ended"),
 }
 FORMATS = {
     "text": lambda registry: list(parse(generate_latest(registry).decode())),
@@ -132,7 +138,8 @@ async def test_a_scrape_can_be_parsed_and_has_the_samples_of_the_names(form, man
             seen.add(base)
             assert {*sample.labels} - {"le"} == {*NAMES[base]}
             assert sample.value >= 0
-    expected = {name for name in NAMES if not name.startswith("aura_pool") and "evictions" not in name and "backend_errors" not in name}
+    absent = ("aura_pool", "aura_warm", "aura_cache_evictions", "aura_cache_backend_errors")
+    expected = {name for name in NAMES if not name.startswith(absent)}
     if manager.settings.is_remote:
         expected -= {"aura_cache_entries", "aura_cache_bytes"}
     assert expected <= seen
@@ -301,6 +308,32 @@ async def test_a_server_that_is_gone_is_told_by_the_class_of_its_errors(own_serv
         assert requests(registry) == {"hit": 0, "miss": 2, "stale": 0}
 
 
+async def test_runs_of_warmers_are_told(manager, registry) -> None:
+    """Keys by what became of them, runs by how they ended, and when the last one did; a type without a source is none."""
+    warmer = CacheWarmer(manager=manager)
+
+    @warmer.source("menu")
+    async def menus() -> AsyncIterator[Any]:
+        for key in "abc":
+            yield key, 1
+
+    @warmer.source("dishes")
+    async def dishes() -> AsyncIterator[Any]:
+        yield "a", 1
+        raise OSError("no database")
+
+    before = time.time()
+    await warmer.warm_all()
+    await warmer.warm("menu")
+    keys = figures(registry, "aura_warm_keys_total", "cache", "result")
+    assert {result: n for (cache, result), n in keys.items() if cache == "menu"} == {"loaded": 3, "refreshed": 0, "skipped": 3, "failed": 0}
+    runs = figures(registry, "aura_warm_runs_total", "cache", "ended")
+    assert {names for names, n in runs.items() if n} == {("menu", "done"), ("dishes", "failed")}
+    assert runs["menu", "done"] == 2
+    assert before <= figures(registry, "aura_warm_last_run_timestamp_seconds", "cache")["menu",] <= time.time()
+    assert figures(registry, "aura_warm_last_run_duration_seconds", "cache").keys() == {("menu",), ("dishes",)}
+
+
 # Cardinality
 
 
@@ -346,7 +379,7 @@ def test_classes_of_errors_are_capped() -> None:
         counts.by_error[f"Error{n}"] = 2
         counts.errors += 2
     told = figures(registry, "aura_cache_backend_errors_total", "error_type")
-    assert len(told) == metrics.MAX_REASONS + 1
+    assert len(told) == MAX_REASONS + 1
     assert told["other",] == 60
     assert sum(told.values()) == 100
 
