@@ -16,7 +16,7 @@ import difflib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 import anyio
 
@@ -40,7 +40,7 @@ log = logging.getLogger("aiocache_aura.warmer")
 
 CONCURRENCY = 4
 
-Progress = Callable[[WarmProgress], object]
+Progress: TypeAlias = Callable[[WarmProgress], object]
 
 
 class CacheWarmer(Generic[DB]):
@@ -73,10 +73,11 @@ class CacheWarmer(Generic[DB]):
             raise ConfigurationError(f"concurrency={concurrency!r}: it is how many loads may run at once, at least 1")
         if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | float) or not rate > 0):
             raise ConfigurationError(f"rate={rate!r}: it is keys per second, above 0, or None")
-        if progress is not None and progress != "bar" and not callable(progress):
+        if not (progress is None or progress == "bar" or callable(progress)):
             raise ConfigurationError(f'progress={progress!r}: it is a function of a WarmProgress, or "bar"')
         self._db, self._manager = db, manager
-        self._concurrency, self._rate, self._progress = concurrency, rate, progress
+        self._concurrency, self._rate = concurrency, rate
+        self._progress: Progress | Literal["bar"] | None = progress
         self._timeout = None if timeout is None else seconds(timeout)
         self._sources = Sources()
         self._one_at_a_time: anyio.Lock | None = None

@@ -58,6 +58,7 @@ class CacheOptions:
     name: str | None = None
     version: object = None
     returns: Any = MISSING
+    warm: Any = None
     policy: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import inspect
 import itertools
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
@@ -298,7 +299,7 @@ async def steps_of(source: Callable[[], Any]) -> Steps:
 
 
 def _bare(source: Callable[..., Any]) -> Callable[..., Any]:
-    while hasattr(source, "func"):
+    while isinstance(source, functools.partial):
         source = source.func
     return source
 
