@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 
 from aiocache_aura import CacheManager, CachePolicy, CacheWarmer, ConfigurationError, tenant_scope
 from aiocache_aura import cache_manager as desk
-from aiocache_aura.histogram import Histogram
+from aiocache_aura.histogram import Histogram, bound
 from aiocache_aura.integrations import metrics
 from aiocache_aura.integrations.metrics import METRICS
 from aiocache_aura.integrations.prometheus import AuraCollector, register
@@ -241,6 +241,24 @@ async def test_what_is_stale_is_no_hit_and_no_miss(clock) -> None:
         assert told == {(reason,): getattr(counts, f"stale_{reason}") for reason in STALE_REASONS}
 
 
+async def test_a_reader_who_waited_for_what_has_failed_elsewhere_is_stale_and_no_hit(valkey, clock) -> None:
+    """It is counted as a miss that got a stale value for an error, and has the result `stale`, once."""
+    policies = {"menu": CachePolicy(ttl=60, stale=600, throttle=30, jitter=0)}
+    async with (
+        CacheManager(valkey.url, policies=policies, clock=clock) as one,
+        CacheManager(valkey.url, policies=policies, clock=clock) as other,
+    ):
+        registry = CollectorRegistry()
+        register(other, registry)
+        await one.get_or_load("menu", "a", lambda: 1)
+        clock.advance(61)
+        assert await one.caches["menu"].get_or_load("a", fails, soft_timeout=5) == 1
+        assert await other.caches["menu"].get_or_load("a", lambda: 2, soft_timeout=5) == 1
+        assert requests(registry) == {"hit": 0, "miss": 0, "stale": 1}
+        counts = other.counts("menu")
+        assert (counts.hits, counts.misses, counts.stale_error) == (0, 1, 1)
+
+
 @pytest.mark.parametrize("name", [name for name in Counts.__slots__ if name not in ("mask", "samples", "loads", "load_seconds", "errors")])
 def test_every_counter_is_exported(name) -> None:
     """A scrape of a manager in which just this has been counted differs from that of one in which nothing has.
@@ -431,7 +449,8 @@ async def test_scrapes_from_threads_while_the_loop_works() -> None:
                 for key in range(10):
                     await manager.get_or_load(f"type{n}", f"{key}", lambda: 1)
                 counts.failed(type(f"Error{n}", (Exception,), {})())
-                counts.took(f"operation{n}", n / 1000)
+                for bucket in range(300):
+                    counts.took("get", bound(bucket))
                 await manager.invalidate(f"type{n}")
 
         interval = sys.getswitchinterval()
@@ -447,6 +466,7 @@ async def test_scrapes_from_threads_while_the_loop_works() -> None:
         await asyncio.to_thread(lambda: [thread.join() for thread in threads])
         assert not wrong
         assert all(scrapes)
+        assert sum(sample.value for family in collector.collect() for sample in family.samples if "backend_errors" in sample.name) == 150
 
 
 async def test_loops_in_other_threads_are_in_the_figures(valkey) -> None:
@@ -492,11 +512,11 @@ def test_registering_reads_nothing(monkeypatch) -> None:
     register(registry=registry)
     generate_latest(registry)
     desk.cache_manager.configure(prefix="shop")
-    desk.cache_manager.recorder.counts("menu").sets = 3
-    assert figures(registry, "aura_cache_sets_total", "cache") == {("menu",): 3}
+    desk.cache_manager.recorder.counts("menu").hits = 3
+    assert requests(registry) == {"hit": 3, "miss": 0, "stale": 0}
     monkeypatch.setattr(desk, "cache_manager", CacheManager())
-    desk.cache_manager.recorder.counts("menu").sets = 1
-    assert figures(registry, "aura_cache_sets_total", "cache") == {("menu",): 1}
+    desk.cache_manager.recorder.counts("menu").hits = 1
+    assert requests(registry) == {"hit": 1, "miss": 0, "stale": 0}
 
 
 @pytest.mark.parametrize(
