@@ -80,10 +80,6 @@ class Entries(Counting):
         self._sliding: set[bytes] = set()
         self._chores: set[asyncio.Task[Any]] = set()
 
-    @property
-    def port(self) -> Port:
-        return self._port
-
     async def _look(self, address: Address, terms: Terms, answer: tuple[bytes | None, Tokens] | None = None) -> tuple[Held | None, Sight]:
         """What a read may be given, fresh or stale, and what was found."""
         sight = await self._examine(address, terms, answer)

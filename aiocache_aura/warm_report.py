@@ -44,7 +44,7 @@ class Warmed:
     refreshed: int = 0
     skipped: int = 0
     failed: int = 0
-    ended: Mapping[Ended, int] = field(default_factory=dict)
+    ended: Mapping[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     at: float = 0.0
 
