@@ -219,6 +219,9 @@ class CacheWarmer(Generic[DB]):
                     tallies[name].note(f"not done after timeout={self._timeout} s")
                     reports[name] = tallies[name].report()
         in_order = {name: reports[name] for name in names}
+        for report in in_order.values():
+            if report.ended != "skipped":
+                manager.recorder.warm_run(report)
         return WarmReport(types=in_order, tenant_id=tenant, seconds=clock.monotonic() - started)
 
     async def _warm_type(self, manager: CacheManager, tally: Tally, tenant_id: Id | None, pace: Pace, renewal: Renewal) -> None:
