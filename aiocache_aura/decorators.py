@@ -137,7 +137,7 @@ cache_reports = _named("reports")
 cache_static = _named("static")
 
 
-_OWN = ("manager", "key", "tags", "exclude", "provide", "secret", "self_key", "name", "version", "returns")
+_OWN = ("manager", "key", "tags", "exclude", "provide", "secret", "self_key", "name", "version", "returns", "warm")
 
 
 def _decorator(name: str, cache_type: str | None, fn: Any, options: dict[str, Any]) -> Any:
@@ -148,13 +148,12 @@ def _decorator(name: str, cache_type: str | None, fn: Any, options: dict[str, An
     for names in ("exclude", "secret", "tags"):
         if names in own and not isinstance(own[names], str) and not callable(own[names]):
             own[names] = tuple(own[names])  # an iterator would be empty for the next way in which a method is called
-    warm = options.pop("warm", None)
     decided = CacheOptions(cache_type=chosen, policy=options, **own)
 
     def decorate(function: Any) -> Any:
         made = make_cached(function, decided)
-        if warm is not None:
-            declare_calls(made, chosen, warm)
+        if decided.warm is not None:
+            declare_calls(made, chosen, decided.warm)
         return made
 
     return decorate if fn is None else decorate(fn)

@@ -179,15 +179,18 @@ class Job:
     async def _live(self) -> None:
         try:
             while not self._is_copy():
-                seconds = await self._step()
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(max(seconds, 0.001)):
-                        await self._wake.wait()
-                self._wake.clear()
+                await self._rest(await self._step())
         finally:
             self._running = False
             self._tell(self._wanted, CacheError(f"job {self._name!r} has ended"))
             await self._give_back()
+
+    async def _rest(self, seconds: float) -> None:
+        """So long, or until somebody wants a run."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(seconds, 0.001)):
+                await self._wake.wait()
+        self._wake.clear()
 
     async def _step(self) -> float:
         """Ask, and run if it is this process's turn; the seconds until it is to be asked again."""
@@ -248,9 +251,11 @@ class Job:
         return seconds
 
     async def _hold(self, work: asyncio.Task[Any], heard: float) -> bool:
-        """Renew the lease until the work has ended; False once it is lost."""
+        """Renew the lease until the work has ended; False once it is lost. `heard` is when the last request was sent that was answered."""
+        pause = max(heard + RENEWED_EVERY - self._loop.time(), 0.0)  # the answer may have taken long
         while True:
-            done, _ = await asyncio.wait({work}, timeout=RENEWED_EVERY)
+            done, _ = await asyncio.wait({work}, timeout=pause)
+            pause = RENEWED_EVERY
             if done:
                 return not self._is_copy()
             asked = self._loop.time()
@@ -280,7 +285,8 @@ class Job:
                     return None
             except BackendError as error:
                 self._fault(error, "telling that a run has ended")
-                await asyncio.sleep(self._longer())
+                self._tell(list(self._wanted), error)  # whoever wants a run meanwhile cannot have one
+                await self._rest(self._longer())
             else:
                 self._pause, self._next = PAUSE_FIRST, begins
                 return min((begins - self._now()) / 1e6, POLL)

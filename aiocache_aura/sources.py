@@ -124,7 +124,7 @@ def declare_calls(cached: Any, cache_type: str, warm: Any) -> None:
         function = alive()
         if function is None:
             return
-        asked = warm if inner is None else Source(cache_type, inner, "warm=").bound(db, tenant_id)()
+        asked: Any = warm if inner is None else Source(cache_type, inner, "warm=").bound(db, tenant_id)()
         if inspect.isawaitable(asked):
             asked = await asked
         if hasattr(asked, "__aiter__"):

@@ -741,6 +741,7 @@ class Process:
         self.member = Member(world.rota, world.rng)
         self.job: Job = Job(self.work, world.schedule, name="j", manager=self.member, on_report=self.done)  # type: ignore[arg-type]
         self.begun: Beginning | None = None
+        self.is_gone = False  # dead or cancelled, perhaps between a claim and its beginning
 
     @property
     def wire(self) -> Wire:
@@ -765,7 +766,7 @@ class Process:
         self.world.ended.append((mine.epoch, mine.due))
 
     async def die(self) -> None:
-        self.wire.is_dead = True
+        self.wire.is_dead = self.is_gone = True
         if self.begun is not None:
             self.begun.is_excused = True
         self.wire.going.set()
@@ -786,7 +787,11 @@ class Beginning:
     @property
     def has_excuse(self) -> bool:
         """Its process has died or was paused meanwhile, or was cut off, or its record was lost."""
-        return self.is_excused or self.who.wire.failed > self.failures or self.epoch != self.who.world.epoch
+        world = self.who.world
+        if self.who.is_gone:
+            return True
+        was_lost = self.epoch != world.epoch or self.when - world.lost_at < LEASE
+        return self.is_excused or self.who.wire.failed > self.failures or was_lost
 
 
 class World:
@@ -798,6 +803,7 @@ class World:
         self.rota = Rota(loop.time)
         self.schedule = Schedule(interval=self.rng.choice([1.0, 7.0, 20.0]), jitter=self.rng.choice([0.0, 0.0, 0.9]))
         self.epoch = 0
+        self.lost_at = -LEASE  # when the record was last lost: a claim from before that may still be on its way
         self.beginnings: list[Beginning] = []
         self.ended: list[tuple[int, datetime]] = []
         self.wrong: list[str] = []
@@ -828,8 +834,8 @@ class World:
                 self.born += 1
             case "cancel" if len(self.members) > 1:
                 self.members.remove(member)
-                if member.begun is not None:
-                    member.begun.is_excused = True
+                member.is_gone = True
+                member.wire.going.set()  # one that is paused does nothing, ending included
                 await member.job.cancel()
             case "pause":
                 member.wire.going.clear()
@@ -841,6 +847,7 @@ class World:
             case "flush":
                 self.rota.clear()
                 self.epoch += 1
+                self.lost_at = seconds_now()
             case "lossy":
                 member.wire.loss = rng.choice([0.0, 0.1, 0.5])
             case "slow":
@@ -976,7 +983,7 @@ def test_a_lost_record_is_noticed_within_a_poll():
         rota.clear()
         await asyncio.sleep(POLL + 0.1)
         assert len(work.begun) == 2
-        await asyncio.sleep(3590)
+        await asyncio.sleep(3580)
         assert len(work.begun) == 2
         await asyncio.sleep(30)
         assert len(work.begun) == 3
@@ -1051,9 +1058,9 @@ def test_a_warmed_key_never_goes_cold(ttl, jitter):
             with tenant_scope(1):
                 while seconds_now() < 3600:
                     for n in (0, 10, 19):
-                        assert await manager.exists("menu", f"item:{n}", tenant_id=1), (seconds_now(), n, times[-2:])
+                        assert await manager.exists("menu", f"item:{n}", tenant=1), (seconds_now(), n, times[-2:])
                     await asyncio.sleep(0.5)
-            assert len(times) == 60
+            assert len(times) in (60, 61)  # the last one is due when this ends
 
     random.seed(3)
     virtually(life)
@@ -1070,9 +1077,9 @@ def test_what_lives_long_enough_is_not_warmed_again():
             written = []
             for _ in range(21):
                 await asyncio.sleep(60)
-                written.append(job.last_report["menu"].loaded)
+                written.append(job.last_report.loaded + job.last_report.refreshed)
+            assert written[0] == 5 and set(written) == {0, 5}
             assert sum(written) <= 5 * 4
-            assert written[0] == 0
 
     virtually(life)
 
@@ -1090,7 +1097,7 @@ def test_a_warming_job_hands_its_report_on():
             assert heard == [job.last_report]
             assert list(job.last_report.types) == ["menu"]
             assert job.last_report.tenant_id == "7"
-            assert (await manager.get("menu", "item:3", tenant_id=7))["tenant"] == 7
+            assert (await manager.get("menu", "item:3", tenant=7))["tenant"] == 7
             assert job.next_run == at(round((START + 1800) * 1e6))
 
     virtually(life)
