@@ -144,6 +144,11 @@ class Job:
         return self._runs
 
     @property
+    def is_over(self) -> bool:
+        """Whether it has ended in this process: by `cancel`, or with its manager."""
+        return self._task.done()
+
+    @property
     def is_running(self) -> bool:
         """Whether this process is running it."""
         return self._running

@@ -21,12 +21,12 @@ from typing import Any
 import pytest
 
 from aiocache_aura import BackendError, CacheManager, CachePolicy, ConfigurationError, current_tenant, tenant_scope
-from aiocache_aura.cache_warmer import CacheWarmer
+from aiocache_aura.cache_warmer import CacheWarmer, schedule_cache_warming
 from aiocache_aura.context import identity
 from aiocache_aura.errors import CacheError
 from aiocache_aura.jobs import PATIENCE, PAUSE_MOST, POLL, Job, Run
 from aiocache_aura.schedules import Schedule, at
-from aiocache_aura.scheduling import MARGIN, schedule_cache_warming
+from aiocache_aura.scheduling import MARGIN
 from aiocache_aura.stores.rota import LEASE, Rota
 from tests.leased import VirtualLoop
 from tests.servers import Server
