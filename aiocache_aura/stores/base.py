@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from aiocache_aura.errors import BackendError
 
@@ -96,7 +96,7 @@ class CallHandler:
 def own_copy(error: BackendError) -> BackendError:
     """The same error for one more caller: a traceback grows with each that raises it."""
     copy = error.__class__(*error.args)
-    copy.__cause__ = error.__cause__
+    copy.__cause__, copy.code = error.__cause__, error.code
     return copy
 
 
@@ -118,6 +118,34 @@ class Lane(Protocol):
     ) -> Awaitable[list[object]]:
         """`put` with a future: the replies, or BackendError."""
         ...
+
+    def hasten(self) -> None:
+        """Let the next that asks try to connect, however lately that has failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """What a lane is like at one moment."""
+
+    role: str  # what it is for: "read", "write" or "listen"
+    state: str  # "idle", "connecting", "ready", "down" or "closed"
+    pending: int = 0  # requests that were written and are not answered
+    queued: int = 0  # and those that are not written yet
+    reconnects: int = 0  # how often it was made anew
+    failures: int = 0  # attempts in a row that were in vain
+    last_error: str | None = None  # why it is down, or what it may not
+    waiting_seconds: float = 0.0  # for how long the oldest request that was written is not answered
+    version: str | None = None  # what the server called itself when it was connected
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """What a pool of connections is like at one moment."""
+
+    in_use: int
+    idle: int
+    most: int
+    waiting: int  # callers for whom there is none
 
 
 class Ear(Protocol):
@@ -156,6 +184,10 @@ class Link(Protocol):
 
     def listen(self, channel: bytes, ear: Ear) -> Listener | None:
         """A subscription, which is closed with the link; None where the connections cannot have one."""
+        ...
+
+    def connections(self) -> list[Connection]:
+        """How the lanes are now; may be asked from any thread."""
         ...
 
     async def aclose(self) -> None:
@@ -338,6 +370,32 @@ class Notes(Protocol):
         """Take a note down, if it stands."""
 
 
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Some of the keys under a prefix: how many, and of those without an end each name and how its value begins, None for no string."""
+
+    keys: int
+    lasting: list[tuple[bytes, bytes | None]] = field(repr=False)
+
+
+class Probes(Protocol):
+    """What is asked for the sake of health. Every method may raise BackendError, and gives a server that is down another try at once."""
+
+    async def read(self, *, timeout: float) -> None:
+        """Look a key up over each lane, as lookups do."""
+
+    async def write(self, *, timeout: float) -> None:
+        """Write a key of our own plainly and by script, and remove it, as explicit writes, loads and invalidations do."""
+
+    async def ask(self, commands: Sequence[Command], *, timeout: float) -> list[Any]:
+        """The replies, behind what is being written; what is refused is a BackendError among them, with its code."""
+        ...
+
+    async def sample(self, *, timeout: float) -> Sample:
+        """Look at some keys under the prefix, in bounded steps."""
+        ...
+
+
 class Port(Protocol):
     """One event loop's way to stored bytes, generations and permits. Every method may raise BackendError."""
 
@@ -348,6 +406,11 @@ class Port(Protocol):
 
     @property
     def notes(self) -> Notes: ...
+
+    @property
+    def probes(self) -> Probes | None:
+        """None where there is no server."""
+        ...
 
     def lookup(self, key: bytes, scopes: Scopes) -> Awaitable[tuple[bytes | None, Tokens]]:
         """The value of `key` and the tokens of `scopes`; lookups of one tick share a round trip (M1)."""
@@ -402,6 +465,10 @@ class Port(Protocol):
 
     def usage(self) -> dict[str, tuple[int, int]] | None:
         """By cache type, the entries there are and the bytes that they take in this process; None where they are elsewhere."""
+        ...
+
+    def connections(self) -> list[Connection]:
+        """How the connections are now; none where there is no server. May be asked from any thread."""
         ...
 
     async def aclose(self) -> None:

@@ -14,7 +14,7 @@ from aiocache_aura.clock import Clock
 from aiocache_aura.codecs.envelope import FRONT
 from aiocache_aura.errors import BackendError
 from aiocache_aura.freshness import HARD_BYTES
-from aiocache_aura.stores.base import TOKEN_BYTES, Claim, Fill, Scopes, Tokens, Verdict
+from aiocache_aura.stores.base import TOKEN_BYTES, Claim, Connection, Fill, Scopes, Tokens, Verdict
 from aiocache_aura.stores.boards import Boards
 from aiocache_aura.stores.sieve import Sieve
 
@@ -40,6 +40,10 @@ class MemoryStore:
     @property
     def leases(self) -> None:
         """No other process loads what is in here."""
+
+    @property
+    def probes(self) -> None:
+        """There is no server."""
 
     async def lookup(self, key: bytes, scopes: Scopes) -> tuple[bytes | None, Tokens]:
         with self._lock:
@@ -128,6 +132,9 @@ class MemoryStore:
         """By cache type, the entries there are, expired ones that nobody has come upon too, and the bytes that they take."""
         with self._lock:
             return {group.decode(): held for group, held in self.values.groups.items() if isinstance(group, bytes)}
+
+    def connections(self) -> list[Connection]:
+        return []
 
     def on_evict(self, tell: Callable[[str, str], None]) -> None:
         """Call this with the cache type of what is thrown out, and why. It is called under the lock of the store."""
