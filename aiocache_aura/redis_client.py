@@ -14,8 +14,8 @@ from aiocache_aura.errors import ConfigurationError
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
-    from aiocache_aura.stores.base import Pool
     from aiocache_aura.stores.connections import Keeper
+    from aiocache_aura.stores.statistics import Pool
 
 DEFAULTS: dict[str, Any] = {
     "max_connections": 50,

@@ -33,8 +33,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
 from aiocache_aura.errors import BackendError, ConfigurationError
-from aiocache_aura.stores.base import Pool
 from aiocache_aura.stores.replies import told
+from aiocache_aura.stores.statistics import Pool
 
 CONNECT_TIMEOUT = 2.0
 SCHEMES = {"redis": "redis", "rediss": "rediss", "unix": "unix", "valkey": "redis", "valkeys": "rediss"}

@@ -32,11 +32,12 @@ from typing import Any
 import hiredis
 
 from aiocache_aura.errors import BackendError, BackendTimeoutError
-from aiocache_aura.stores.base import CallHandler, Command, Connection, Ear, FutureHandler, Handler, NoHandler, own_copy
+from aiocache_aura.stores.base import CallHandler, Command, Ear, FutureHandler, Handler, NoHandler, own_copy
 from aiocache_aura.stores.commands import pack, packed
 from aiocache_aura.stores.connections import CONNECT_TIMEOUT, Endpoint, Keeper, Takeover, take_over
 from aiocache_aura.stores.replies import refused
 from aiocache_aura.stores.scripts import LOAD_ALL
+from aiocache_aura.stores.statistics import Connection
 
 log = logging.getLogger("aiocache_aura.lanes")
 

@@ -14,9 +14,10 @@ from aiocache_aura.clock import Clock
 from aiocache_aura.codecs.envelope import FRONT
 from aiocache_aura.errors import BackendError
 from aiocache_aura.freshness import HARD_BYTES
-from aiocache_aura.stores.base import TOKEN_BYTES, Claim, Connection, Fill, Scopes, Tokens, Verdict
+from aiocache_aura.stores.base import TOKEN_BYTES, Claim, Fill, Scopes, Tokens, Verdict
 from aiocache_aura.stores.boards import Boards
 from aiocache_aura.stores.sieve import Sieve
+from aiocache_aura.stores.statistics import Connection
 
 OVERHEAD_BYTES = 400  # of one entry beside its key and value: nodes, dict slots, object headers
 MAX_TOKENS = 200_000

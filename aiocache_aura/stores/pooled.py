@@ -22,10 +22,11 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from aiocache_aura.errors import BackendError, BackendTimeoutError, ConfigurationError
-from aiocache_aura.stores.base import Command, Connection, Ear, FutureHandler, Handler, NoHandler, own_copy
+from aiocache_aura.stores.base import Command, Ear, FutureHandler, Handler, NoHandler, own_copy
 from aiocache_aura.stores.connections import CONNECT_TIMEOUT, Endpoint, Keeper, forget_pool, pool_of
 from aiocache_aura.stores.replies import told
 from aiocache_aura.stores.scripts import LOAD_ALL
+from aiocache_aura.stores.statistics import Connection
 
 PAUSE = 0.05  # before another attempt for those that wait for a server that is down
 STUCK_AFTER = 1.0  # beyond the last deadline

@@ -13,10 +13,11 @@ from typing import Any, Final
 
 from aiocache_aura.errors import BackendError
 from aiocache_aura.keys import glob_literal
-from aiocache_aura.stores.base import TOKEN_BYTES, Command, Link, Sample
+from aiocache_aura.stores.base import TOKEN_BYTES, Command, Link
 from aiocache_aura.stores.replies import refused
 from aiocache_aura.stores.requests import Writes
 from aiocache_aura.stores.scripts import PERMIT
+from aiocache_aura.stores.statistics import Sample
 
 LIFE_MS: Final = 60_000  # of a probe that could not be removed
 SCANS, SCAN_COUNT = 10, 500

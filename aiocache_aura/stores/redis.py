@@ -25,13 +25,14 @@ from aiocache_aura.errors import BackendError
 from aiocache_aura.freshness import HARD_BYTES
 from aiocache_aura.keys import glob_literal
 from aiocache_aura.resilience.single_flight import Tick
-from aiocache_aura.stores.base import TOKEN_BYTES, Claim, Command, Connection, Fill, Lane, Link, Scopes, Tokens, Verdict, own_copy
+from aiocache_aura.stores.base import TOKEN_BYTES, Claim, Command, Fill, Lane, Link, Scopes, Tokens, Verdict, own_copy
 from aiocache_aura.stores.leases import RedisLeases
 from aiocache_aura.stores.notes import RedisNotes
 from aiocache_aura.stores.probes import RedisProbes
 from aiocache_aura.stores.replies import STRINGS, refused
 from aiocache_aura.stores.requests import Writes
 from aiocache_aura.stores.scripts import EXPIRE, FILL, PERMIT, PLANT, SOFTEN, STORE_IF, life_ms, token_lives
+from aiocache_aura.stores.statistics import Connection
 
 Found: TypeAlias = tuple[bytes | None, Tokens]
 T = TypeVar("T")
