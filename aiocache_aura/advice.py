@@ -49,15 +49,14 @@ def _misses(name: str, figures: Figures) -> Iterator[str]:
 def _slow_loads(name: str, figures: Figures) -> Iterator[str]:
     took = figures["latency_by_operation"].get("load", {})
     if figures["loads"] and took.get("p95", 0.0) >= SLOW_LOAD * 1000:
-        yield f"{name}: loads take {took['p95'] / 1000:.1f} s (p95); stale=, early_refresh=True or a warmer spare that wait"
+        yield f"{name}: loads take {took['p95'] / 1000:.1f} s (p95); stale=, early_refresh=True or a warmer spare that"
 
 
 def _slow_store(name: str, figures: Figures) -> Iterator[str]:
     took = figures["latency_by_operation"].get("get", {})
     if figures["hits"] + figures["misses"] >= ENOUGH and took.get("p95", 0.0) >= SLOW_STORE * 1000:
-        yield (
-            yield f"{name}: loads take {took['p95'] / 1000:.1f} s (p95); stale=, early_refresh=True or a warmer spare thatthat is far away"
-        )
+        slow = f"{name}: a lookup takes {took['p95']:.0f} ms (p95)"
+        yield f"{slow}; look for slow commands (SLOWLOG), large values, a busy event loop, a server that is far away"
 
 
 def _failing_source(name: str, figures: Figures) -> Iterator[str]:

@@ -174,6 +174,10 @@ class CacheManager(KeyVerbs, Invalidations):
             return engine
         return await self._open(self._settings.budget)
 
+    def ports(self) -> list[Port]:
+        """The ways to the store that are open, one for each loop: for figures, in any thread."""
+        return [engine.port for engine in self._engines.every()]
+
     async def _open(self, patience: float | None) -> Engine:
         self._settle()
         if self._settings.is_remote and not self._backend_is_here:

@@ -14,20 +14,25 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 import anyio
 
 from aiocache_aura import cache_manager as desk
+from aiocache_aura import hot
 from aiocache_aura.cache_manager import CacheManager
 from aiocache_aura.context import Id, id_text, tenant_scope
 from aiocache_aura.errors import BackendError, ConfigurationError
+from aiocache_aura.heat import HotKey
 from aiocache_aura.planting import Renewal
 from aiocache_aura.policy import seconds
 from aiocache_aura.progress import bar
 from aiocache_aura.providing import opened, raising
+from aiocache_aura.published import process_name
+from aiocache_aura.resilience.threads import call_plain
 from aiocache_aura.sources import Source, Sources, decorator, registered, warm_source
 from aiocache_aura.types import TTL
 from aiocache_aura.warm_report import TypeReport, WarmProgress, WarmReport
@@ -137,6 +142,58 @@ class CacheWarmer(Generic[DB]):
         renewal = _renewal(only_missing, refresh_older_than, refresh_within)
         return await self._warm(names, tenant_id, renewal, at_once=self._concurrency if parallel else 1)
 
+    async def warm_hot(
+        self, *, limit: int = 100, cache_type: str | None = None, concurrency: int | None = None, keys: Sequence[HotKey] | None = None
+    ) -> WarmReport:
+        """Load again what has saved the most lately and is not there, the hottest first: for a new process, or an emptied Redis.
+
+        What is hot is what this process has learned and what the others of the fleet have published (`cache_monitor.running()` does). Only
+        calls of cached functions can be made again, with `provide=` where they need a session; not of methods, nor with `secret=`
+        arguments.
+
+        Args:
+            limit: How many keys at most.
+            cache_type: Of this type only.
+            concurrency: Loads at once, instead of the warmer's own.
+            keys: These, instead of what is known to be hot.
+        """
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+            raise ConfigurationError(f"limit={limit!r}: it is how many keys to warm at most, at least 1")
+        manager = self.manager
+        clock, at_once = manager.settings.clock, self._concurrency if concurrency is None else concurrency
+        found = await hot.of_fleet(manager, process_name()) if keys is None else keys
+        chosen = [one for one in found if cache_type in (None, one.cache_type) and one.cache_type in manager.caches][:limit]
+        started = clock.monotonic()
+        with bar(self._progress) as progress:
+            pace = Pace(clock, at_once, self._rate)
+            tallies = {name: Tally(name, clock, progress) for name in dict.fromkeys(one.cache_type for one in chosen)}
+            runs = {name: Run(manager.caches[name], tally, pace, Renewal(), clock, concurrency=at_once) for name, tally in tallies.items()}
+            try:
+                with anyio.move_on_after(self._timeout) as bound:
+                    lost = await hot.warm(manager, chosen, runs.__getitem__, 2 * at_once)
+                    if lost:
+                        log.info(
+                            "%d of %d hot keys cannot be loaded again here: no cached function of this process made them", lost, len(chosen)
+                        )
+            finally:
+                for run in runs.values():
+                    run.is_over = True
+            for tally in tallies.values():
+                tally.ended = "timeout" if bound.cancelled_caught else "done"
+                tally.tell(is_over=True)
+        return WarmReport(types={name: tally.report() for name, tally in tallies.items()}, seconds=clock.monotonic() - started)
+
+    async def save_hot(self, path: str | os.PathLike[str], *, limit: int = 1000) -> int:
+        """Write what is hot, in this process and the fleet, to a file for `restore_hot`; how many keys. It holds arguments, and no
+        values."""
+        keys = (await hot.of_fleet(self.manager, process_name()))[:limit]
+        written: int = await call_plain(hot.save, path, keys)
+        return written
+
+    async def restore_hot(self, path: str | os.PathLike[str], *, limit: int = 1000) -> WarmReport:
+        """`warm_hot` by a file of `save_hot`. ConfigurationError for a file that is something else; OSError if it cannot be read."""
+        return await self.warm_hot(limit=limit, keys=await call_plain(hot.restore, path))
+
     async def _warm(self, names: list[str], tenant_id: Id | None, renewal: Renewal, *, at_once: int) -> WarmReport:
         manager = self.manager
         clock = manager.settings.clock
@@ -162,6 +219,9 @@ class CacheWarmer(Generic[DB]):
                     tallies[name].note(f"not done after timeout={self._timeout} s")
                     reports[name] = tallies[name].report()
         in_order = {name: reports[name] for name in names}
+        for report in in_order.values():
+            if report.ended != "skipped":
+                manager.recorder.warm_run(report)
         return WarmReport(types=in_order, tenant_id=tenant, seconds=clock.monotonic() - started)
 
     async def _warm_type(self, manager: CacheManager, tally: Tally, tenant_id: Id | None, pace: Pace, renewal: Renewal) -> None:

@@ -229,7 +229,7 @@ class Engine(Loading):
         return hides and self._stands_in_for(held, terms) > 0
 
     def _count_served(self, address: Address, terms: Terms, held: Held, seconds: float) -> None:
-        self._count_hit(address, terms, held.sight.raw, seconds)
+        self._count_hit(address, terms, held.sight.raw, seconds, stale=not held.is_fresh)
         if not held.is_fresh:
             self._count_stale(address, terms, "paused" if self._is_paused(address.key) else "refreshing")
 
@@ -437,8 +437,8 @@ def _one_of(load: LoadMany, n: int) -> Load:
 
 
 def _why(error: Exception) -> str:
-    """Why a stale value stands in for the load that ended so."""
-    return "timeout" if isinstance(error, LoadTimeoutError) else "paused" if isinstance(error, Paused) else "error"
+    """Why a stale value stands in for the load that ended so; one that is Paused has failed elsewhere, while the caller waited for it."""
+    return "timeout" if isinstance(error, LoadTimeoutError) else "error"
 
 
 def _given(result: Mapping[int, Any], n: int) -> Any:

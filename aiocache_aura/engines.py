@@ -56,6 +56,10 @@ class Engines:
     def __len__(self) -> int:
         return len(self._places)
 
+    def every(self) -> list[Engine]:
+        """The engines of this process; may be asked in any thread."""
+        return [] if self._pid != os.getpid() else [place.engine for place in self._places.copy().values()]
+
     def now(self) -> Engine | None:
         """The engine of this loop, if it is open."""
         last = self._last

@@ -12,12 +12,14 @@ Nothing here is on the way of a read: figures are counted low, by the recorder o
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
 
 from aiocache_aura import cache_manager as desk
+from aiocache_aura import hot
 from aiocache_aura.advice import advice
 from aiocache_aura.cache_manager import CacheManager
 from aiocache_aura.errors import BackendError, ConfigurationError
@@ -27,6 +29,7 @@ from aiocache_aura.report import CacheReport, Metrics, metrics
 from aiocache_aura.resilience.fail_safe import FaultLog
 from aiocache_aura.resilience.threads import settled
 from aiocache_aura.stats import Counts
+from aiocache_aura.stores.base import Posted
 
 log = logging.getLogger("aiocache_aura.monitor")
 
@@ -101,7 +104,10 @@ class CacheMonitor:
             health=health,
             memory=_memory(None if engine is None else engine.port.usage(), health),
             connections=[],
-            hot_keys=[],
+            hot_keys=[
+                {"cache_type": one.cache_type, "key": one.key if manager.settings.log_keys else _hidden(one.key), "seconds": one.seconds}
+                for one in manager.recorder.heat.hottest(limit=20)
+            ],
             slow_operations=metrics(_NOTHING, cache_type=None, minutes=last_minutes, slow=_slow(manager, last_minutes))["slow_operations"],
             warmers=[],
         )
@@ -139,30 +145,38 @@ class CacheMonitor:
         *,
         on_unhealthy: Callback = None,
         on_recovered: Callback = None,
+        on_emptied: Callable[[], object] | None = None,
         publish: bool = True,
     ) -> AsyncIterator[CacheMonitor]:
         """Watch the manager for as long as the block is open.
 
         Each `interval` seconds the health is checked, the event loop's lag measured, and this process's figures published for the fleet's
-        reports (`publish`). Callbacks, plain or async, are given the `Health`: `on_unhealthy` once when it becomes "unhealthy",
-        `on_recovered` once when it is not any more. What they raise is logged. One task at a time for each monitor: ConfigurationError for
-        a second.
+        reports (`publish`), with what is hot for it. Callbacks, plain or async, are given the `Health`: `on_unhealthy` once when it becomes
+        "unhealthy", `on_recovered` once when it is not any more. `on_emptied` is called, with nothing, when the store is found to have lost
+        what was published, as after FLUSHALL: `on_emptied=warmer.warm_hot`. What they raise is logged. One task at a time for each monitor:
+        ConfigurationError for a second.
         """
-        await self.start(interval, on_unhealthy=on_unhealthy, on_recovered=on_recovered, publish=publish)
+        await self.start(interval, on_unhealthy=on_unhealthy, on_recovered=on_recovered, on_emptied=on_emptied, publish=publish)
         try:
             yield self
         finally:
             await self.stop()
 
     async def start(
-        self, interval: float = 10.0, *, on_unhealthy: Callback = None, on_recovered: Callback = None, publish: bool = True
+        self,
+        interval: float = 10.0,
+        *,
+        on_unhealthy: Callback = None,
+        on_recovered: Callback = None,
+        on_emptied: Callable[[], object] | None = None,
+        publish: bool = True,
     ) -> None:
         """As `running`, until `stop()`."""
         if isinstance(interval, bool) or not isinstance(interval, int | float) or not interval > 0:
             raise ConfigurationError(f"interval={interval!r}: it is seconds above 0")
         if self._watch is not None and not self._watch.is_over:
             raise ConfigurationError(f"{self!r} is running already; stop() it first, or watch with another CacheMonitor(manager)")
-        self._watch = _Watch(self.manager, float(interval), on_unhealthy, on_recovered, publish=publish)
+        self._watch = _Watch(self.manager, float(interval), on_unhealthy, on_recovered, on_emptied, publish=publish)
         self._watch.begin()
 
     async def stop(self) -> None:
@@ -181,17 +195,18 @@ class _Watch:
         interval: float,
         on_unhealthy: Callback,
         on_recovered: Callback,
+        on_emptied: Callable[[], object] | None,
         *,
         publish: bool,
         sleep: Sleep = asyncio.sleep,
     ) -> None:
         self._manager, self._interval, self._publish, self._sleep = manager, interval, publish, sleep
-        self._on_unhealthy, self._on_recovered = on_unhealthy, on_recovered
+        self._on_unhealthy, self._on_recovered, self._on_emptied = on_unhealthy, on_recovered, on_emptied
         self._faults = FaultLog(log, clock=manager.settings.clock)
         self._task: asyncio.Task[None] | None = None
         self._was_unhealthy = False
         self._long: dict[str, Counts] = {}
-        self._long_until = 0.0
+        self._long_until = self._stands_until = 0.0
         self.lag = 0.0
 
     @property
@@ -244,7 +259,12 @@ class _Watch:
         windows = {minutes: _windows(manager, minutes) for minutes in PUBLISHED if minutes != DAY} | {DAY: self._long}
         note = Published(process_name(), manager.settings.clock.time(), windows, status)
         life = max(3 * self._interval, 30.0)
-        await (await manager.engine()).port.notes.post(BOARD, note.process, note.encode(), life=life, timeout=manager.settings.budget)
+        notes = (await manager.engine()).port.notes
+        posted = await notes.post(BOARD, note.process, note.encode(), life=life, timeout=manager.settings.budget)
+        was_there, self._stands_until = now < self._stands_until, now + life / 2
+        if posted is Posted.NEW and was_there and self._on_emptied is not None:
+            await self._step(f"a callback, {self._on_emptied!r:.80},", settled(self._on_emptied()))
+        await hot.publish(manager, note.process)
 
     async def _withdraw(self) -> None:
         engine = self._manager.engine_now()
@@ -276,6 +296,13 @@ def _sum(types: Mapping[str, Counts]) -> Counts:
 def _slow(manager: CacheManager, minutes: float, cache_type: str | None = None) -> list[Any]:
     since = manager.settings.clock.time() - minutes * 60
     return [one for one in manager.recorder.slow_operations if one.at >= since and cache_type in (None, one.cache_type)]
+
+
+def _hidden(key: str) -> str:
+    """A key as logs show it: the type and the function, the rest hashed."""
+    _, cache_type, *segments = key.split(":")
+    name = next((segment for segment in segments if segment.startswith("@")), "=")
+    return f"{cache_type}:{name}#{hashlib.blake2b(key.encode(), digest_size=6).hexdigest()}"
 
 
 def _memory(usage: Mapping[str, tuple[int, int]] | None, health: Health) -> dict[str, Any]:

@@ -100,7 +100,7 @@ class Planting(Looking):
         done = [item for item, written in zip(items, stored, strict=True) if written]
         if done:
             at = {pair.address.key: pair for pair in batch}
-            told = [(at[key].address, len(raw), life or FOR_EVER) for key, raw, life, _ in done]
+            told = [(at[key].address, len(raw), FOR_EVER if life is None else life - at[key].terms.stale) for key, raw, life, _ in done]
             self._count_sets(at[done[0][0]].terms, told, started)
         loaded = sum(seen is None for _, _, _, seen in done)
         return Planted(loaded, len(done) - loaded, len(batch) - len(done) - len(refused), refused)

@@ -209,8 +209,15 @@ class Run:
     # Calls
 
     async def _finish(self, step: Awaitable[Any], room: anyio.Semaphore) -> None:
-        """Await a step that was not; what fails is counted, and stops nobody."""
+        """Await a step that was not."""
         del self._waiting[id(step)]
+        try:
+            await self.finish(step)
+        finally:
+            room.release()
+
+    async def finish(self, step: Awaitable[Any]) -> None:
+        """Await a call; what fails is counted, and stops nobody."""
         try:
             await step
         except Exception as error:
@@ -218,7 +225,6 @@ class Run:
                 self._tally.fail(error)
         finally:
             self._told = None
-            room.release()
             self._tally.tell()
 
     async def call(self, engine: Engine, address: Address, terms: Terms, load: Callable[[], Awaitable[Any]]) -> Any:
