@@ -20,6 +20,7 @@ BORDERS = {
     "loaded.py": "what the user judges results by may raise anything; the result is given all the same",
     "codecs/serializers.py": "whatever hostile bytes make a decoder raise is a miss",
     "declared.py": "an annotation may raise anything when it is evaluated; it counts as absent",
+    "health.py": "whatever a check comes upon, a job of the user's too, is told as what could not be checked",
     "events.py": "whatever a listener raises is logged and harms nobody",
     "cache_warmer.py": "round a source: whatever it raises is reported, and stops no other",
     "warming.py": "round a call that a source yields: whatever it raises is counted, and stops no other",
