@@ -17,6 +17,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from contextvars import Context
+from dataclasses import asdict
 from typing import Any, TypeAlias
 
 from aiocache_aura import cache_manager as desk
@@ -105,7 +106,7 @@ class CacheMonitor:
             types={name: metrics(counts, cache_type=name, minutes=last_minutes) for name, counts in asked.items()},
             health=health,
             memory=_memory(None if engine is None else engine.port.usage(), health),
-            connections=[],
+            connections=[] if engine is None else [asdict(one) for one in engine.port.connections()],
             hot_keys=[
                 {"cache_type": one.cache_type, "key": one.key if manager.settings.log_keys else _hidden(one.key), "seconds": one.seconds}
                 for one in manager.recorder.heat.hottest(limit=20)
