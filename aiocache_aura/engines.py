@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from aiocache_aura.engine import Engine
+from aiocache_aura.renewing import Engine
 
 
 class Place:

@@ -155,7 +155,7 @@ class TestDecorating:
             ({"key": "dish:{dish}"}, ConfigurationError, "dish"),
             ({"key": "dishes"}, ConfigurationError, "page"),
             ({"provide": {"session": dict}}, ConfigurationError, "provide=.'session'"),
-            ({"warm": 1}, TypeError, "warm"),
+            ({"warm": 1}, ConfigurationError, "warm"),
         ],
         ids=lambda part: " ".join(part) if isinstance(part, dict) else str(part),
     )
