@@ -50,6 +50,7 @@ from aiocache_aura.events import (
 )
 from aiocache_aura.integrations.asgi import TenantMiddleware
 from aiocache_aura.keys import register_key_type
+from aiocache_aura.monitoring import CacheMonitor, cache_monitor
 from aiocache_aura.namespace import Cache
 from aiocache_aura.policy import CachePolicy
 from aiocache_aura.redis_client import RedisClient
@@ -83,6 +84,7 @@ __all__ = [
     "CacheError",
     "CacheInfo",
     "CacheManager",
+    "CacheMonitor",
     "CacheParameters",
     "CachePolicy",
     "CacheTTL",
@@ -125,6 +127,7 @@ __all__ = [
     "cache_analytics",
     "cache_api",
     "cache_menu",
+    "cache_monitor",
     "cache_permissions",
     "cache_reports",
     "cache_search",

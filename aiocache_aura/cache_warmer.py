@@ -14,21 +14,26 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
 
 import anyio
 
 from aiocache_aura import cache_manager as desk
+from aiocache_aura import hot
 from aiocache_aura.cache_manager import CacheManager
 from aiocache_aura.context import Id, id_text, tenant_scope
 from aiocache_aura.desk import listed
 from aiocache_aura.errors import BackendError, ConfigurationError
+from aiocache_aura.heat import HotKey
 from aiocache_aura.planting import Renewal
 from aiocache_aura.policy import seconds
 from aiocache_aura.progress import bar
+from aiocache_aura.published import process_name
+from aiocache_aura.resilience.threads import call_plain
 from aiocache_aura.sources import Sources, decorator, registered, warm_source
 from aiocache_aura.types import TTL
 from aiocache_aura.warm_report import WarmProgress, WarmReport
@@ -42,7 +47,7 @@ log = logging.getLogger("aiocache_aura.warmer")
 
 CONCURRENCY = 4
 
-Progress = Callable[[WarmProgress], object]
+Progress: TypeAlias = Callable[[WarmProgress], object]
 
 
 class CacheWarmer(Generic[DB]):
@@ -77,10 +82,11 @@ class CacheWarmer(Generic[DB]):
             raise ConfigurationError(f"concurrency={concurrency!r}: it is how many loads may run at once, at least 1")
         if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | float) or not rate > 0):
             raise ConfigurationError(f"rate={rate!r}: it is keys per second, above 0, or None")
-        if progress is not None and progress != "bar" and not callable(progress):
+        if not (progress is None or progress == "bar" or callable(progress)):
             raise ConfigurationError(f'progress={progress!r}: it is a function of a WarmProgress, or "bar"')
         self._manager = manager
-        self._concurrency, self._rate, self._progress = concurrency, rate, progress
+        self._concurrency, self._rate = concurrency, rate
+        self._progress: Progress | Literal["bar"] | None = progress
         self._timeout = None if timeout is None else seconds(timeout)
         self._sources, self._sessions = Sources(), Sessions(db)
 
@@ -138,6 +144,59 @@ class CacheWarmer(Generic[DB]):
             self.manager.policy(name)
         renewal = _renewal(only_missing, refresh_older_than, refresh_within)
         return await self._warm(names, tenant_id, renewal, at_once=self._concurrency if parallel else 1)
+
+    async def warm_hot(
+        self, *, limit: int = 100, cache_type: str | None = None, concurrency: int | None = None, keys: Sequence[HotKey] | None = None
+    ) -> WarmReport:
+        """Load again what has saved the most lately and is not there, the hottest first: for a new process, or an emptied Redis.
+
+        What is hot is what this process has learned and what the others of the fleet have published (`cache_monitor.running()` does). Only
+        calls of cached functions can be made again, with `provide=` where they need a session; not of methods, nor with `secret=`
+        arguments.
+
+        Args:
+            limit: How many keys at most.
+            cache_type: Of this type only.
+            concurrency: Loads at once, instead of the warmer's own.
+            keys: These, instead of what is known to be hot.
+        """
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+            raise ConfigurationError(f"limit={limit!r}: it is how many keys to warm at most, at least 1")
+        manager = self.manager
+        clock, at_once = manager.settings.clock, self._concurrency if concurrency is None else concurrency
+        found = await hot.of_fleet(manager, process_name()) if keys is None else keys
+        chosen = [one for one in found if cache_type in (None, one.cache_type) and one.cache_type in manager.caches][:limit]
+        started = clock.monotonic()
+        with bar(self._progress) as progress:
+            pace = Pace(at_once, self._rate)
+            tallies = {name: Tally(name, clock, progress) for name in dict.fromkeys(one.cache_type for one in chosen)}
+            runs = {name: Run(manager.caches[name], tally, pace, Renewal()) for name, tally in tallies.items()}
+            for tally in tallies.values():
+                tally.start()
+            try:
+                with anyio.move_on_after(self._timeout) as bound:
+                    lost = await hot.warm(manager, chosen, runs.__getitem__, 2 * at_once)
+                    if lost:
+                        log.info(
+                            "%d of %d hot keys cannot be loaded again here: no cached function of this process made them", lost, len(chosen)
+                        )
+            finally:
+                for run in runs.values():
+                    run.is_over = True
+            for tally in tallies.values():
+                tally.end("timeout" if bound.cancelled_caught else "done")
+        return WarmReport(types={name: tally.report() for name, tally in tallies.items()}, seconds=clock.monotonic() - started)
+
+    async def save_hot(self, path: str | os.PathLike[str], *, limit: int = 1000) -> int:
+        """Write what is hot, in this process and the fleet, to a file for `restore_hot`; how many keys. It holds arguments, and no
+        values."""
+        keys = (await hot.of_fleet(self.manager, process_name()))[:limit]
+        written: int = await call_plain(hot.save, path, keys)
+        return written
+
+    async def restore_hot(self, path: str | os.PathLike[str], *, limit: int = 1000) -> WarmReport:
+        """`warm_hot` by a file of `save_hot`. ConfigurationError for a file that is something else; OSError if it cannot be read."""
+        return await self.warm_hot(limit=limit, keys=await call_plain(hot.restore, path))
 
     async def _warm(self, names: list[str], tenant_id: Id | None, renewal: Renewal, *, at_once: int) -> WarmReport:
         manager = self.manager

@@ -29,6 +29,7 @@ from aiocache_aura.generations import Address, function_extra, tag_extra
 from aiocache_aura.owner import Owner, ids_among, owner_of
 from aiocache_aura.policy import PRESETS, Aware, CachePolicy
 from aiocache_aura.providing import Factory, Provided, check
+from aiocache_aura.recipes import is_repeatable, recipe_of
 from aiocache_aura.renewing import Engine
 from aiocache_aura.resilience.threads import call_plain, is_async, settled
 from aiocache_aura.settings import Settings
@@ -306,6 +307,7 @@ class Cached:
             convert=self.options.returns is not MISSING,
             personal=self.signature.is_personal,
             life_of=self._life_of,
+            recall=functools.partial(recipe_of, self.name, self.signature) if is_repeatable(self.signature) else None,
         )
         state = State(manager, source, policy, terms)
         if isinstance(self._key, Template):
@@ -449,6 +451,12 @@ class Cached:
 
 _namesakes: weakref.WeakValueDictionary[tuple[int, str], Cached] = weakref.WeakValueDictionary()
 _clashed: set[tuple[int, str]] = set()
+
+
+def cached_named(name: str, manager: CacheManager) -> Cached | None:
+    """The function that is cached under a name on a manager in this process, if there is one."""
+    places = ((id(manager), name), (0, name))
+    return next((one for place in places if (one := _namesakes.get(place)) is not None and one.manager is manager), None)
 
 
 def _is_past(manager: CacheManager) -> bool:

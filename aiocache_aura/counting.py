@@ -67,9 +67,8 @@ class Counting:
         saved = cost_of(raw) * times
         if saved:
             terms.counts.saved_seconds += saved
-            if self._recorder.heat is not None:
-                recall = None if terms.recall is None or not args else partial(terms.recall, *args)
-                self._recorder.heat.offer(address.cache_type, address.key.decode(), saved, recall)
+            recall = None if terms.recall is None or not args else partial(terms.recall, *args)
+            self._recorder.heat.offer(address.cache_type, address.key.decode(), saved, recall)
         return times
 
     def _tell_hit(self, address: Address, raw: bytes, seconds: float) -> None:

@@ -29,7 +29,7 @@ from aiocache_aura.freshness import is_due, stands_in_for
 from aiocache_aura.generations import Address
 from aiocache_aura.loading import Loading, LoadMany
 from aiocache_aura.resilience.single_flight import LEFT_OUT, RETRY, Flight, Load, Paused, Waiter
-from aiocache_aura.stores.base import Claim, Tokens
+from aiocache_aura.stores.base import Claim, Port, Tokens
 from aiocache_aura.terms import Terms, fall_back
 from aiocache_aura.types import MISSING
 
@@ -47,6 +47,11 @@ class Engine(Loading):
 
     def __repr__(self) -> str:
         return f"<Engine over {self._port!r}, {self.flights!r}>"
+
+    @property
+    def port(self) -> Port:
+        """The way to the store, for those who look after it."""
+        return self._port
 
     async def get_or_load(self, address: Address, terms: Terms, load: Callable[..., Awaitable[Any]], *args: Any) -> Any:
         """The stored value, or what `load(*args)` gives: loaded once for all who wait. Never raises for the store."""

@@ -10,11 +10,11 @@ accepted; no reader is ever given an error for it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Protocol, TypeAlias
+from collections.abc import Sequence
 
 from aiocache_aura.clock import Clock, SystemClock
 from aiocache_aura.events import Events, Evicted, Invalidated, SlowOperation
+from aiocache_aura.heat import Heat
 from aiocache_aura.stats import Counts
 from aiocache_aura.timeline import Timeline
 
@@ -22,15 +22,6 @@ SLOW_THRESHOLD = 0.1  # seconds
 MOST_SLOW = 50
 ALL_TIMED = 1000  # hits of a slot; of the next ones one in 16 is timed, and after as many samples again one in 64
 _SOME, _FEW = 15, 63
-
-Recall: TypeAlias = Callable[[], bytes | None]
-
-
-class Heat(Protocol):
-    """Who is told what is hot."""
-
-    def offer(self, cache_type: str, key: str, seconds: float, recall: Recall | None) -> None:
-        """Hits of a key have saved so many seconds of loads; `recall` gives, when called, what can load it again."""
 
 
 class Recorder:
@@ -40,7 +31,7 @@ class Recorder:
         self.clock: Clock = SystemClock() if clock is None else clock
         self.events = Events(self.clock)
         self.slow_threshold = SLOW_THRESHOLD
-        self.heat: Heat | None = None
+        self.heat = Heat(self.clock.monotonic)
         self._slow: deque[SlowOperation] = deque(maxlen=MOST_SLOW)
         self._counts: dict[str, Counts] = {}
         self._timeline = Timeline(self._counts, self.clock.monotonic())
@@ -50,7 +41,7 @@ class Recorder:
 
     def restart(self, clock: Clock) -> None:
         """Go by another clock, before anything was counted."""
-        self.clock = clock
+        self.clock, self.heat = clock, Heat(clock.monotonic)
         self._timeline = Timeline(self._counts, clock.monotonic())
 
     # Writing

@@ -70,12 +70,14 @@ class Terms:
         convert: bool = False,
         personal: bool = False,
         life_of: Callable[[Any], TTL] | None = None,
+        recall: Callable[[Any, Any], bytes | None] | None = None,
     ) -> Terms:
         """The terms that a policy comes to."""
         return cls(
             serializer=serializer,
             life=policy.life,
             life_of=life_of,
+            recall=None if personal else recall,
             jitter=policy.jitter,
             share=policy.share,
             max_value_bytes=policy.max_value_bytes,

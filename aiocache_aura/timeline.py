@@ -63,7 +63,7 @@ class Timeline:
             total = self._gained(cache_type, self._counts.get(cache_type))
             for slot in self._slots():
                 if slot.end > now - seconds and cache_type in slot.gained:
-                    total = total.plus(slot.gained[cache_type])
+                    total.absorb(slot.gained[cache_type])
         return total
 
     def _slots(self) -> list[Slot]:

@@ -37,7 +37,7 @@ from aiocache_aura.generations import Address
 from aiocache_aura.loading import LoadMany
 from aiocache_aura.namespace import Cache
 from aiocache_aura.planting import Bed, Ground, Pair, Planted, Renewal, Voided
-from aiocache_aura.renewing import Engine
+from aiocache_aura.renewing import Engine, Warmed
 from aiocache_aura.terms import Terms, fall_back
 from aiocache_aura.types import MISSING
 from aiocache_aura.warm_report import Ended, TypeReport, WarmProgress
@@ -143,7 +143,7 @@ class Tally:
 class Run:
     """One source's run for one tenant."""
 
-    def __init__(self, cache: Cache, tally: Tally, pace: Pace, renewal: Renewal, *, in_turn: bool) -> None:
+    def __init__(self, cache: Cache, tally: Tally, pace: Pace, renewal: Renewal, *, in_turn: bool = False) -> None:
         """`in_turn`: one call after the other, since they share a session."""
         self._cache, self._tally, self._pace, self._renewal, self._in_turn = cache, tally, pace, renewal, in_turn
         self._now = asyncio.get_running_loop().time
@@ -310,8 +310,15 @@ class Run:
             context.run(calls.start_soon, self._finish, call)
 
     async def _finish(self, call: Awaitable[Any]) -> None:
-        """Await a call that was not; what fails is counted, and stops nobody."""
+        """Await a call that was yielded."""
         self._waiting.pop(id(call), None)
+        try:
+            await self.finish(call)
+        finally:
+            self._pace.room.release()
+
+    async def finish(self, call: Awaitable[Any]) -> None:
+        """Await a call for this run; what fails is counted, and stops nobody."""
         calls = _Calls(self)
         try:
             with warming_scope(calls):
@@ -323,7 +330,6 @@ class Run:
             if not calls.count:  # of what nobody caches, or of a `set`
                 self._tally.loaded += 1
         finally:
-            self._pace.room.release()
             self._tally.tell()
 
     async def call(self, engine: Engine, address: Address, terms: Terms, load: Callable[[], Awaitable[Any]]) -> Any:
@@ -336,15 +342,17 @@ class Run:
             with warming_scope(None):
                 return await load()
 
+        async def ask(attempt: int = 0) -> Warmed:
+            try:
+                return await engine.warm(address, terms, as_anybody, self._renewal, self._pace.turn)
+            except BackendError:
+                if has_run or attempt >= len(PAUSES):
+                    raise
+            await asyncio.sleep(PAUSES[attempt])
+            return await ask(attempt + 1)
+
         try:
-            for pause in (*PAUSES, None):
-                try:
-                    warmed = await engine.warm(address, terms, as_anybody, self._renewal, self._pace.turn)
-                    break
-                except BackendError:
-                    if has_run or pause is None:
-                        raise
-                    await asyncio.sleep(pause)
+            warmed = await ask()
         except Exception as error:
             if has_run and isinstance(error, terms.cache_errors):
                 self._add("loaded")

@@ -152,7 +152,7 @@ class _Pump:
                     self._hand_over(given)
                     since = self._now()
         finally:
-            if hasattr(steps, "close"):
+            if inspect.isgenerator(steps):
                 steps.close()
             if chunk:
                 self._hand_over(chunk)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Protocol, TypeAlias
 
 from aiocache_aura.errors import BackendError
@@ -319,6 +320,14 @@ class Leases(Protocol):
         ...
 
 
+class Posted(IntEnum):
+    """What became of a note: the board is full, no note of that name stood there, or one did and was replaced."""
+
+    FULL = 0
+    NEW = 1
+    REPLACED = 2
+
+
 class Notes(Protocol):
     """Boards of small notes that the processes of a fleet post for one another: figures, what is hot. Every method may raise BackendError.
 
@@ -326,8 +335,8 @@ class Notes(Protocol):
     a board.
     """
 
-    async def post(self, board: str, name: str, payload: bytes, *, life: float, timeout: float) -> bool:
-        """Put a note up, in place of the one of that name; False if the board is full."""
+    async def post(self, board: str, name: str, payload: bytes, *, life: float, timeout: float) -> Posted:
+        """Put a note up, in place of the one of that name; not if the board is full."""
         ...
 
     async def read(self, board: str, *, timeout: float) -> dict[str, bytes]:

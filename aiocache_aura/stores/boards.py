@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
+from aiocache_aura.stores.base import Posted
+
 MOST_NOTES: Final = 1000
 
 
@@ -16,13 +18,14 @@ class Boards:
         self._now, self._lock = now, threading.Lock()
         self._boards: dict[str, dict[str, tuple[float, bytes]]] = {}
 
-    async def post(self, board: str, name: str, payload: bytes, *, life: float, timeout: float) -> bool:
+    async def post(self, board: str, name: str, payload: bytes, *, life: float, timeout: float) -> Posted:
         with self._lock:
             notes = self._standing(board)
             if name not in notes and len(notes) >= MOST_NOTES:
-                return False
+                return Posted.FULL
+            stood = name in notes
             self._boards.setdefault(board, notes)[name] = (self._now() + life, payload)
-            return True
+            return Posted.REPLACED if stood else Posted.NEW
 
     async def read(self, board: str, *, timeout: float) -> dict[str, bytes]:
         with self._lock:

@@ -6,6 +6,7 @@ down, and what it left is gone when its time is up. Reading takes away what has 
 
 from __future__ import annotations
 
+from aiocache_aura.stores.base import Posted
 from aiocache_aura.stores.boards import MOST_NOTES
 from aiocache_aura.stores.replies import refused
 from aiocache_aura.stores.requests import Writes
@@ -20,9 +21,9 @@ class RedisNotes:
     def __init__(self, writes: Writes, prefix: bytes) -> None:
         self._writes, self._prefix = writes, prefix
 
-    async def post(self, board: str, name: str, payload: bytes, *, life: float, timeout: float) -> bool:
+    async def post(self, board: str, name: str, payload: bytes, *, life: float, timeout: float) -> Posted:
         command = POST.run([self._board(board)], name, payload, life_ms(life), MOST_NOTES)
-        return bool((await self._writes.run([command], timeout=timeout, repeatable=True))[0])
+        return Posted((await self._writes.run([command], timeout=timeout, repeatable=True))[0])
 
     async def read(self, board: str, *, timeout: float) -> dict[str, bytes]:
         command = READ_NOTES.run([self._board(board)])

@@ -374,19 +374,19 @@ end
 
 POST: Final = Script(
     "POST",
-    # KEYS board. ARGV name, payload, PX, most notes. 0 if the board is full. Redis drops a board once the last note's life is over.
+    # KEYS board. ARGV name, payload, PX, most notes. 0 if the board is full, 1 if no note of that name stood, 2 if one did. Redis drops a
+    # board once the last note's life is over.
     _NOTES
     + """
-if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 and redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[4]) then
-  if #standing() / 2 >= tonumber(ARGV[4]) then
-    return 0
-  end
+local there = redis.call('HGET', KEYS[1], ARGV[1])
+if not there and redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[4]) and #standing() / 2 >= tonumber(ARGV[4]) then
+  return 0
 end
 redis.call('HSET', KEYS[1], ARGV[1], string.format('%016.0f', now + tonumber(ARGV[3]) * 1000) .. ARGV[2])
 if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[3]) then
   redis.call('PEXPIRE', KEYS[1], ARGV[3])
 end
-return 1
+return there and (tonumber(string.sub(there, 1, 16)) or 0) > now and 2 or 1
 """,
 )
 

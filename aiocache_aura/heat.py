@@ -1,0 +1,107 @@
+"""Heat: which keys save the most, in a fixed memory.
+
+Space-saving (Metwally, Agrawal, El Abbadi: "Efficient computation of frequent and top-k elements in data streams", ICDT 2005), with
+weights: a key weighs the seconds of loads that hits of it have saved. A key that is not among the kept takes the place of the lightest,
+with that one's weight as its error: so what it weighs really is between `seconds - error` and `seconds`, and every key that weighs more
+than the total by the number of places is kept. Weights halve in each half-life, so that yesterday's heat fades.
+
+Weights are kept as of one moment, the epoch, and what is offered later weighs more, by the growth since then: fading costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+PLACES = 100  # for each cache type
+MOST_TYPES = 64
+MOST_KEY = 512  # characters; longer keys are not kept
+HALF_LIFE = 600.0  # seconds
+_MOST_GROWTH = 2.0**100
+
+Recall: TypeAlias = Callable[[], bytes | None]
+
+
+@dataclass(frozen=True, slots=True)
+class HotKey:
+    """A key, the seconds of loads that its hits have saved lately, at most so much less, and what can load it again, if anything can."""
+
+    cache_type: str
+    key: str
+    seconds: float
+    error: float = 0.0
+    recipe: bytes | None = field(default=None, repr=False)
+
+
+class _Place:
+    __slots__ = ("error", "recipe", "weight")
+
+    def __init__(self, weight: float, error: float, recipe: bytes | None) -> None:
+        self.weight, self.error, self.recipe = weight, error, recipe
+
+
+class Heat:
+    """The hottest keys of each cache type. `now` is a monotonic clock, in seconds."""
+
+    def __init__(self, now: Callable[[], float], *, places: int = PLACES, half_life: float = HALF_LIFE) -> None:
+        self._now, self._places, self._half_life = now, places, half_life
+        self._epoch = now()
+        self._types: dict[str, dict[str, _Place]] = {}
+
+    def __repr__(self) -> str:
+        return f"<Heat of {', '.join(f'{len(kept)} {name}' for name, kept in self._types.items()) or 'nothing'}>"
+
+    def offer(self, cache_type: str, key: str, seconds: float, recall: Recall | None) -> None:
+        """Hits of a key have saved so many seconds; `recall` is called if it is new here."""
+        kept = self._types.get(cache_type)
+        if kept is None:
+            if len(self._types) >= MOST_TYPES:
+                return
+            kept = self._types[cache_type] = {}
+        weight = seconds * self._growth()
+        place = kept.get(key)
+        if place is not None:
+            place.weight += weight
+        elif len(key) <= MOST_KEY:
+            error = 0.0
+            if len(kept) >= self._places:
+                lightest = min(kept, key=lambda name: kept[name].weight)
+                error = kept.pop(lightest).weight
+            kept[key] = _Place(error + weight, error, None if recall is None else recall())
+
+    def hottest(self, cache_type: str | None = None, *, limit: int = PLACES) -> list[HotKey]:
+        """The hottest keys of a type, or of all, the hottest first."""
+        growth = self._growth()
+        names = list(self._types) if cache_type is None else [cache_type]
+        found = [
+            HotKey(name, key, place.weight / growth, place.error / growth, place.recipe)
+            for name in names
+            for key, place in list(self._types.get(name, {}).items())
+        ]
+        return sorted(found, key=lambda one: one.seconds, reverse=True)[:limit]
+
+    def _growth(self) -> float:
+        growth: float = 2.0 ** ((self._now() - self._epoch) / self._half_life)
+        if growth < _MOST_GROWTH:
+            return growth
+        for kept in self._types.values():
+            for place in kept.values():
+                place.weight /= growth
+                place.error /= growth
+        self._epoch = self._now()
+        return 1.0
+
+
+def merged(keys: Iterable[HotKey]) -> list[HotKey]:
+    """Those of several processes as one list, the hottest first: the same key's seconds are added up."""
+    found: dict[tuple[str, str], HotKey] = {}
+    for one in keys:
+        place = (one.cache_type, one.key)
+        other = found.get(place)
+        if other is not None:
+            recipe = one.recipe if other.recipe is None else other.recipe
+            found[place] = HotKey(one.cache_type, one.key, one.seconds + other.seconds, one.error + other.error, recipe)
+        else:
+            found[place] = one
+    return sorted(found.values(), key=lambda one: one.seconds, reverse=True)
