@@ -174,6 +174,10 @@ class CacheManager(KeyVerbs, Invalidations):
             return engine
         return await self._open(self._settings.budget)
 
+    def ports(self) -> list[Port]:
+        """The ways to the store that are open, one for each loop: for figures, in any thread."""
+        return [engine.port for engine in self._engines.every()]
+
     async def _open(self, patience: float | None) -> Engine:
         self._settle()
         if self._settings.is_remote and not self._backend_is_here:
@@ -313,6 +317,11 @@ class CacheManager(KeyVerbs, Invalidations):
             self._faults.report(error, "work behind")
         else:
             self._engines.place().start(work)
+
+    def own(self, task: asyncio.Task[Any]) -> None:
+        """Have `aclose` cancel this task of any loop, and wait for its end, before it closes what the task works with. Counts as use."""
+        self._settle()
+        self._engines.own(task)
 
 
 class _Disabled(AbstractContextManager[None]):

@@ -34,7 +34,7 @@ from aiocache_aura.policy import seconds
 from aiocache_aura.progress import bar
 from aiocache_aura.published import process_name
 from aiocache_aura.resilience.threads import call_plain
-from aiocache_aura.sources import Sources, decorator, registered, warm_source
+from aiocache_aura.sources import Source, Sources, decorator, registered, warm_source
 from aiocache_aura.types import TTL
 from aiocache_aura.warm_report import WarmProgress, WarmReport
 from aiocache_aura.warming import Pace, Run, Tally
@@ -206,27 +206,31 @@ class CacheWarmer(Generic[DB]):
             pace, places = Pace(self._concurrency, self._rate), anyio.Semaphore(at_once)
             tallies = [Tally(name, clock, progress) for name in names]
 
-            async def one(tally: Tally) -> None:
+            async def one(tally: Tally, sources: list[Source]) -> None:
                 async with places:
-                    await self._warm_type(manager, tally, tenant_id, pace, renewal)
+                    await self._warm_type(manager, tally, sources, tenant_id, pace, renewal)
 
             with anyio.move_on_after(self._timeout):
                 async with anyio.create_task_group() as group:
                     for tally in tallies:
-                        group.start_soon(one, tally)
+                        sources = [each for found in (registered, self._sources) for each in found.of(tally.cache_type, manager)]
+                        if sources and not manager.is_off:
+                            group.start_soon(one, tally, sources)
+                        else:
+                            tally.end("skipped")
             for tally in tallies:
                 if tally.ended is None:
                     tally.note(f"not done after timeout={self._timeout} s")
                     tally.end("timeout")
-        return WarmReport(
-            types={tally.cache_type: tally.report() for tally in tallies}, tenant_id=tenant, seconds=clock.monotonic() - started
-        )
+        reports = {tally.cache_type: tally.report() for tally in tallies}
+        for report in reports.values():
+            if report.ended != "skipped":
+                manager.recorder.warm_run(report)
+        return WarmReport(types=reports, tenant_id=tenant, seconds=clock.monotonic() - started)
 
-    async def _warm_type(self, manager: CacheManager, tally: Tally, tenant_id: Id | None, pace: Pace, renewal: Renewal) -> None:
-        sources = [*registered.of(tally.cache_type, manager), *self._sources.of(tally.cache_type, manager)]
-        if not sources or manager.is_off:
-            tally.end("skipped")
-            return
+    async def _warm_type(
+        self, manager: CacheManager, tally: Tally, sources: Sequence[Source], tenant_id: Id | None, pace: Pace, renewal: Renewal
+    ) -> None:
         tally.start()
         has_failed = False
         for source in sources:

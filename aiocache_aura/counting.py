@@ -54,11 +54,13 @@ class Counting:
                 self._recorder.slow(address.cache_type, "get", self.shown(address), seconds, len(raw))
         self._tell_hit(address, raw, seconds)
 
-    def _count_hit(self, address: Address, terms: Terms, raw: bytes | None, seconds: float, args: tuple[Any, ...] = ()) -> None:
+    def _count_hit(
+        self, address: Address, terms: Terms, raw: bytes | None, seconds: float, args: tuple[Any, ...] = (), *, stale: bool = False
+    ) -> None:
         """A hit on another way than the plain one, whose lookup took so many seconds and is timed already."""
         if not terms.counts.hits & terms.counts.mask:
             self._sample(address, terms, raw or b"", args)
-        self._tell_hit(address, raw or b"", seconds)
+        self._tell_hit(address, raw or b"", seconds, stale=stale)
         self._add(terms, "hits", 1)
 
     def _sample(self, address: Address, terms: Terms, raw: bytes, args: tuple[Any, ...]) -> int:
@@ -71,11 +73,13 @@ class Counting:
             self._recorder.heat.offer(address.cache_type, address.key.decode(), saved, recall)
         return times
 
-    def _tell_hit(self, address: Address, raw: bytes, seconds: float) -> None:
-        if self._events.look(debug=log.isEnabledFor(logging.DEBUG)):
+    def _tell_hit(self, address: Address, raw: bytes, seconds: float, *, stale: bool = False) -> None:
+        debug = log.isEnabledFor(logging.DEBUG)
+        if self._events.look(debug=debug):
             if self._events.wants(Hit):
-                self._events.tell(Hit(**self._told(address), seconds=seconds, size=len(raw)))
-            log.debug("hit %s", self.shown(address))
+                self._events.tell(Hit(**self._told(address), seconds=seconds, size=len(raw), stale=stale))
+            if debug:
+                log.debug("hit %s", self.shown(address))
 
     def _looked(self, address: Address, terms: Terms, started: float) -> float:
         """A lookup that gave no plain hit is over; the seconds that it took."""
@@ -112,7 +116,7 @@ class Counting:
         self._recorder.touch(self._monotonic())
         self._add(terms, "loads", 1)
         self._add(terms, "load_seconds", seconds)
-        self._took(address, terms, "load", seconds)
+        self._took(address, terms, "load" if error is None else "load_error", seconds)
         if self._events.wants(Load):
             self._events.tell(Load(**self._told(address), seconds=seconds, error=error))
 

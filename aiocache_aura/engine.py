@@ -29,7 +29,7 @@ from aiocache_aura.freshness import is_due, stands_in_for
 from aiocache_aura.generations import Address
 from aiocache_aura.loading import Loading, LoadMany
 from aiocache_aura.resilience.single_flight import LEFT_OUT, RETRY, Flight, Load, Paused, Waiter
-from aiocache_aura.stores.base import Claim, Port, Tokens
+from aiocache_aura.stores.base import Claim, Jobs, Port, Tokens
 from aiocache_aura.terms import Terms, fall_back
 from aiocache_aura.types import MISSING
 
@@ -47,6 +47,11 @@ class Engine(Loading):
 
     def __repr__(self) -> str:
         return f"<Engine over {self._port!r}, {self.flights!r}>"
+
+    @property
+    def jobs(self) -> Jobs:
+        """Whose turn it is to run what the fleet runs once."""
+        return self._port.jobs
 
     @property
     def port(self) -> Port:
@@ -227,7 +232,7 @@ class Engine(Loading):
         return hides and self._stands_in_for(held, terms) > 0
 
     def _count_served(self, address: Address, terms: Terms, held: Held, seconds: float) -> None:
-        self._count_hit(address, terms, held.sight.raw, seconds)
+        self._count_hit(address, terms, held.sight.raw, seconds, stale=not held.is_fresh)
         if not held.is_fresh:
             self._count_stale(address, terms, "paused" if self._is_paused(address.key) else "refreshing")
 
@@ -415,8 +420,8 @@ def _one_of(load: LoadMany, n: int) -> Load:
 
 
 def _why(error: Exception) -> str:
-    """Why a stale value stands in for the load that ended so."""
-    return "timeout" if isinstance(error, LoadTimeoutError) else "paused" if isinstance(error, Paused) else "error"
+    """Why a stale value stands in for the load that ended so; one that is Paused has failed elsewhere, while the caller waited for it."""
+    return "timeout" if isinstance(error, LoadTimeoutError) else "error"
 
 
 def _given(result: Mapping[int, Any], n: int) -> Any:

@@ -35,10 +35,14 @@ class Happening:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hit(Happening):
-    """A read was given what is stored; `seconds` are those of the lookup, `size` is of the stored entry, in bytes."""
+    """A read was given what is stored; `seconds` are those of the lookup, `size` is of the stored entry, in bytes.
+
+    `stale`: past its life.
+    """
 
     seconds: float
     size: int = 0
+    stale: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +74,7 @@ class StaleServed(Happening):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored(Happening):
-    """An entry was written, by hand or with a load; `ttl` in seconds, `size` in bytes, 0 where it is not known."""
+    """An entry was written, by hand or with a load; `ttl` in seconds, until it is stale, `size` in bytes; 0 where it is not known."""
 
     seconds: float
     size: int = 0
@@ -124,10 +128,10 @@ L = TypeVar("L", bound=Listener)
 class Listening(AbstractContextManager["Listening"]):
     """One listener, until `stop()` or the end of its `with` block."""
 
-    __slots__ = ("_events", "callback", "kinds")
+    __slots__ = ("_events", "callback", "kinds", "when")
 
-    def __init__(self, events: Events, callback: Listener, kinds: tuple[type[Happening], ...]) -> None:
-        self._events, self.callback, self.kinds = events, callback, kinds
+    def __init__(self, events: Events, callback: Listener, kinds: tuple[type[Happening], ...], when: Callable[[], bool] | None) -> None:
+        self._events, self.callback, self.kinds, self.when = events, callback, kinds, when
 
     def __repr__(self) -> str:
         return f"<Listening to {', '.join(kind.__name__ for kind in self.kinds)}: {self.callback!r:.80}>"
@@ -149,6 +153,7 @@ class Events:
     def __init__(self, clock: Clock | None = None) -> None:
         self._listening: list[Listening] = []
         self._heard: dict[type[Happening], tuple[Listener, ...]] = {}
+        self._only_when: dict[type[Happening], tuple[Callable[[], bool], ...]] = {}
         self._lock = threading.Lock()
         self._faults = FaultLog(log, clock=clock)
         self._debug = False
@@ -157,8 +162,11 @@ class Events:
     def __repr__(self) -> str:
         return f"<Events, {len(self._listening)} listeners>"
 
-    def listen(self, callback: Listener, *kinds: type[Happening]) -> Listening:
-        """Have a plain callable called with each happening of these kinds, of all kinds if none is said; at once, hits too."""
+    def listen(self, callback: Listener, *kinds: type[Happening], when: Callable[[], bool] | None = None) -> Listening:
+        """Have a plain callable called with each happening of these kinds, of all kinds if none is said; at once, hits too.
+
+        What nobody else listens to is not even made where `when`, which is asked in the same task, says no.
+        """
         if inspect.iscoroutinefunction(callback) or inspect.iscoroutinefunction(getattr(callback, "__call__", None)):  # noqa: B004
             raise TypeError(f"{callback!r:.80} is async; listeners are plain functions, called where the thing happens")
         if not callable(callback):
@@ -166,7 +174,7 @@ class Events:
         for kind in kinds:
             if not (isinstance(kind, type) and issubclass(kind, Happening)):
                 raise TypeError(f"{kind!r:.80} is no kind of happening; there are: {', '.join(one.__name__ for one in KINDS)}")
-        listening = Listening(self, callback, kinds or (Happening,))
+        listening = Listening(self, callback, kinds or (Happening,), when)
         with self._lock:
             self._listening.append(listening)
             self._sort()
@@ -184,8 +192,11 @@ class Events:
         return decorate
 
     def wants(self, kind: type[Happening]) -> bool:
-        """Whether anybody listens to this kind."""
-        return kind in self._heard
+        """Whether anybody listens to this kind, now and here."""
+        if kind not in self._heard:
+            return False
+        conditions = self._only_when.get(kind)
+        return conditions is None or any(map(self._is_met, conditions))
 
     def look(self, *, debug: bool) -> bool:
         """Take notice of whether DEBUG is on, which shows hits; whether hits are to be told."""
@@ -202,14 +213,23 @@ class Events:
             except Exception as error:
                 self._faults.report(error, f"a listener, {callback!r:.80},")
 
+    def _is_met(self, condition: Callable[[], bool]) -> bool:
+        try:
+            return condition()
+        except Exception as error:
+            self._faults.report(error, f"the condition of a listener, {condition!r:.80},")
+            return False
+
     def _stop(self, listening: Listening) -> None:
         with self._lock:
             self._listening = [one for one in self._listening if one is not listening]
             self._sort()
 
     def _sort(self) -> None:
-        heard = {kind: tuple(one.callback for one in self._listening if issubclass(kind, one.kinds)) for kind in KINDS}
-        self._heard = {kind: callbacks for kind, callbacks in heard.items() if callbacks}
+        heard = {kind: [one for one in self._listening if issubclass(kind, one.kinds)] for kind in KINDS}
+        conditions = {kind: tuple(one.when for one in listening if one.when is not None) for kind, listening in heard.items()}
+        self._heard = {kind: tuple(one.callback for one in listening) for kind, listening in heard.items() if listening}
+        self._only_when = {kind: asked for kind, asked in conditions.items() if asked and len(asked) == len(heard[kind])}
         self.hits = self._debug or Hit in self._heard
 
 

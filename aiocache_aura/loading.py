@@ -307,12 +307,13 @@ class Loading(Planting):
         """Store what was loaded, and give back the leases of what was not; for each flight whether it is confirmed for late callers."""
         confirmed = [False] * len(flights)
         fills: list[tuple[int, Fill, bytes]] = []
+        lives: dict[int, float] = {}
         for n, (flight, address, result, claim) in enumerate(zip(flights, addresses, results, claims, strict=True)):
             sealed = result[1] if result else None
             print_ = claim.tokens.fingerprint(address.scopes) if claim and sealed and flight.is_open and left > 0 else None
             if claim and sealed and print_ is not None:
                 entry = self._entry(terms, address, sealed.body, print_, *made, life=sealed.life, kind=sealed.kind)
-                life = finite(entry.ttl + entry.stale)
+                life, lives[n] = finite(entry.ttl + entry.stale), entry.ttl
                 raw = seal(address.checksum, entry)
                 fills.append((n, Fill(address.key, raw, life, claim.permit, address.scopes, leased=claim.leased), print_))
             elif claim:
@@ -333,7 +334,7 @@ class Loading(Planting):
                     result[0].unstored = error
             return confirmed
         taken = [(n, fill) for (n, fill, _), verdict in zip(fills, verdicts, strict=True) if verdict.accepted]
-        self._count_sets(terms, [(addresses[n], len(fill.raw), fill.life or FOR_EVER) for n, fill in taken], started)
+        self._count_sets(terms, [(addresses[n], len(fill.raw), lives[n]) for n, fill in taken], started)
         for (n, fill, print_), verdict in zip(fills, verdicts, strict=True):
             self.flights.note_fill(fill.key)
             confirmed[n] = verdict.accepted and verdict.tokens.fingerprint(fill.scopes) == print_

@@ -129,6 +129,7 @@ class _Item(NamedTuple):
     raw: bytes
     life: float | None
     seen: bytes | None
+    ttl: float
     bed: Bed
 
 
@@ -223,7 +224,7 @@ class Planting(Looking):
         codec, payload = self._encode_explicit(terms, value)
         ttl = jittered(terms.life, terms.jitter)
         head = (codec, bed.flags, created, ttl, terms.stale, 0.0, terms.serializer.schema, fingerprint)
-        return _Item(key, sealed(entry_id, key_checksum(key), head, bed.extras, payload), finite(ttl + terms.stale), seen, bed)
+        return _Item(key, sealed(entry_id, key_checksum(key), head, bed.extras, payload), finite(ttl + terms.stale), seen, ttl, bed)
 
     async def _store_some(self, items: Sequence[_Item], done: list[int]) -> None:
         if not items:
@@ -242,7 +243,7 @@ class Planting(Looking):
         if self._events.wants(Stored):
             for item in stored:
                 told = self._told(item.bed.address(item.key))
-                self._events.tell(Stored(**told, seconds=seconds, size=len(item.raw), ttl=item.life or FOR_EVER))
+                self._events.tell(Stored(**told, seconds=seconds, size=len(item.raw), ttl=item.ttl))
 
     async def _is_kept(self, pair: Pair, seen: bytes, tokens: Tokens, ground: Ground, renewal: Renewal) -> bool:
         """Whether a read would be given what is there, and it is not due, or is younger than the source."""

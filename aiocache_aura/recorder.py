@@ -17,6 +17,7 @@ from aiocache_aura.events import Events, Evicted, Invalidated, SlowOperation
 from aiocache_aura.heat import Heat
 from aiocache_aura.stats import Counts
 from aiocache_aura.timeline import Timeline
+from aiocache_aura.warm_report import TypeReport, Warmed
 
 SLOW_THRESHOLD = 0.1  # seconds
 MOST_SLOW = 50
@@ -34,6 +35,7 @@ class Recorder:
         self.heat = Heat(self.clock.monotonic)
         self._slow: deque[SlowOperation] = deque(maxlen=MOST_SLOW)
         self._counts: dict[str, Counts] = {}
+        self._warmed: dict[str, Warmed] = {}
         self._timeline = Timeline(self._counts, self.clock.monotonic())
 
     def __repr__(self) -> str:
@@ -97,6 +99,10 @@ class Recorder:
                 at = self.clock.time()
                 self.events.tell(Invalidated(cache_type=name, at=at, what=what, seconds=seconds, delivered=delivered))
 
+    def warm_run(self, run: TypeReport) -> None:
+        """A warmer is done with a type."""
+        self._warmed[run.cache_type] = self._warmed.get(run.cache_type, Warmed()).plus(run, self.clock.time())
+
     # Reading
 
     @property
@@ -108,6 +114,11 @@ class Recorder:
     def cache_types(self) -> list[str]:
         """The types that are counted."""
         return list(self._counts)
+
+    @property
+    def warmed(self) -> dict[str, Warmed]:
+        """What warmers have done here, by cache type."""
+        return self._warmed.copy()
 
     def total(self, cache_type: str) -> Counts:
         """What has happened to a type since the start, as it is now."""

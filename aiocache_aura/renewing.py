@@ -66,14 +66,16 @@ class Engine(engine.Engine):
                 else:
                     waiter = flight.board(began, load if terms.personal else None, content=held is not None)
                 try:
-                    outcome = await flight.outcome(waiter)
-                    value = outcome if outcome is RETRY or outcome is LEFT_OUT else outcome.take(terms)
+                    loaded: Any = await flight.outcome(waiter)
+                    if loaded is RETRY or loaded is LEFT_OUT:
+                        continue
+                    value = loaded.take(terms)
                 except Exception as error:
                     if held is None or held.error is not None or not self._stands_in(held, terms, error):
                         raise
                     return Warmed(held, held.value, error)
-                if value is not RETRY and value is not LEFT_OUT:
-                    return Warmed(held, value, outcome.unstored)
+                if value is not RETRY:
+                    return Warmed(held, value, loaded.unstored)
 
     async def warm_many(
         self, addresses: Sequence[Address], terms: Terms, load: LoadMany, renewal: Renewal, turn: Turn

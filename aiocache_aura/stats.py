@@ -12,7 +12,7 @@ from typing import Any
 from aiocache_aura.histogram import Histogram
 
 STALE_REASONS = ("refreshing", "timeout", "error", "paused")
-OPERATIONS = ("get", "set", "delete", "invalidate", "load")
+OPERATIONS = ("get", "set", "delete", "invalidate", "load", "load_error")
 
 INTS = (
     "hits",
@@ -41,8 +41,8 @@ class Counts:
     `coalesced` callers waited for a load that was under way in this process, `followed` loads were left to another process. Stale
     values are counted by why they were given: while they were `refreshing`, because a soft or hard `timeout` was over, because the load
     ended in an `error`, or while it was `paused` after one. `errors` are faults of the store, by the class of the error in `by_error`.
-    `times` holds durations by operation, of hits a sample; `evictions` are entries that the in-process store threw out, by reason;
-    `saved_seconds` estimates the load seconds that hits did not cost.
+    `times` holds durations by operation, of hits a sample, of loads that raised apart; `evictions` are entries that the in-process store
+    threw out, by reason; `saved_seconds` estimates the load seconds that hits did not cost.
     """
 
     __slots__ = (*INTS, "by_error", "evictions", "load_seconds", "mask", "samples", "saved_seconds", "times")

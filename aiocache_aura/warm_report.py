@@ -37,6 +37,31 @@ class TypeReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Warmed:
+    """What all runs of this process have done to one cache type. `ended` are numbers of runs; `seconds` and `at` are of the last one's."""
+
+    loaded: int = 0
+    refreshed: int = 0
+    skipped: int = 0
+    failed: int = 0
+    ended: Mapping[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    at: float = 0.0
+
+    def merged(self, other: Warmed) -> Warmed:
+        """Both types together: the last run is that of either which ended later."""
+        sums = {name: getattr(self, name) + getattr(other, name) for name in ("loaded", "refreshed", "skipped", "failed")}
+        last = max(self, other, key=lambda one: one.at)
+        ended = {how: self.ended.get(how, 0) + other.ended.get(how, 0) for how in {**self.ended, **other.ended}}
+        return Warmed(**sums, ended=ended, seconds=last.seconds, at=last.at)
+
+    def plus(self, run: TypeReport, at: float) -> Warmed:
+        """With one more run, which has just ended."""
+        figures = {name: getattr(run, name) for name in ("loaded", "refreshed", "skipped", "failed", "seconds")}
+        return self.merged(Warmed(**figures, ended={run.ended: 1}, at=at))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WarmProgress:
     """How far a run is, for a `progress` callback: the figures of one type so far."""
 

@@ -245,11 +245,12 @@ class Run:
             if self._only is None:
                 self._tally.fail(error)
 
-    def _bed_for(self, options: Mapping[str, Any] | None) -> Bed:
+    def _bed_for(self, options: dict[str, Any] | None) -> Bed:
         known = identity.get()
         if options is None and self._bed is not None and self._bed[0] is known:
             return self._bed[1]
-        bed = Bed(*self._cache.place("any", **(options or {})))
+        place: Any = self._cache.place
+        bed = Bed(*place("any", **({} if options is None else options)))
         if options is None:
             self._bed = known, bed
         return bed
@@ -424,7 +425,7 @@ class _Calls:
         return await self._run.many(engine, addresses, terms, load)
 
 
-def _spread(item: Any) -> tuple[str, Any, Mapping[str, Any] | None]:
+def _spread(item: Any) -> tuple[str, Any, dict[str, Any] | None]:
     """(key, value, options) of what was yielded."""
     if item.__class__ is tuple and len(item) == 2:
         return *item, None
@@ -432,7 +433,7 @@ def _spread(item: Any) -> tuple[str, Any, Mapping[str, Any] | None]:
         case (key, value):
             return key, value, None
         case (key, value, Mapping() as options):
-            return key, value, options
+            return key, value, dict(options)
         case _:
             raise ConfigurationError(
                 "a source yields (key, value), (key, value, options) or a call of a cached function that is not awaited, not "

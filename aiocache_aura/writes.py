@@ -62,7 +62,10 @@ class Writes(Entries):
         finally:
             self.flights.close(address.key for address in addresses)
         written = [address for address in addresses if address.key not in void]
-        told = [(address, len(raw), life or FOR_EVER) for address, (_, raw, life) in zip(written, writes, strict=True)]
+        told = [
+            (address, len(raw), FOR_EVER if life is None else life - terms.stale)
+            for address, (_, raw, life) in zip(written, writes, strict=True)
+        ]
         self._count_sets(terms, told, started)
         return not void
 

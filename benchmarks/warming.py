@@ -2,8 +2,8 @@
 
     python -m benchmarks.warming [--keys 100000] [--rounds 3] [--seconds 3] [--users 20]
 
-rate     values of 150 B, against redis-py setting them one by one (a tenth of the keys), over TCP on loopback; each round runs both, and the
-         ratio is of the medians. A second run over what is fresh, which stores nothing, is a figure of its own.
+rate     values of 150 B, against redis-py setting them one by one (a tenth of the keys), over TCP on loopback; each round runs both, and
+         the ratio is of the medians. A second run over what is fresh, which stores nothing, is a figure of its own.
 memory   the high-water mark of a child process: what warming all keys adds to what warming a thousand has taken.
 users    so many callers of a cached function, one call after the other with a short pause, with and without a warmer at work: their p99, in
          the same event loop, and in another process. Phases with and without alternate; the ratio is of the medians.

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 from aiocache_aura.errors import BackendError
 
@@ -347,6 +347,41 @@ class Notes(Protocol):
         """Take a note down, if it stands."""
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Where a job stands. Times are microseconds since the epoch by the store's clock."""
+
+    kind: Literal["run", "wait", "held"]
+    due: int  # the due time of the grid that is run next, or is being run
+    at: int  # when it may begin: the due time, and by how much it is put off by chance
+    now: int
+    until: int  # when the lease ends, if it is held
+    took: int  # microseconds that the last run took, 0 if there was none
+
+
+class Jobs(Protocol):
+    """Jobs of a fleet: one process runs each due time. Rules are in `aiocache_aura.stores.jobs`; every method may raise BackendError.
+
+    A `token` is random, and stands for one attempt to run: it is used until its fate is known. Each verb may be sent again.
+    """
+
+    async def claim(self, job: str, token: bytes, *, at_once: bool = False, timeout: float) -> Turn:
+        """Whether this process is to run now: then the job is held, under this token. `at_once`: before it is due, too."""
+        ...
+
+    async def renew(self, job: str, token: bytes, *, timeout: float) -> bool:
+        """Hold it for another `LEASE` seconds; False if it is held under this token no more."""
+        ...
+
+    async def end(self, job: str, token: bytes, due: int, at: int, took: int, *, timeout: float) -> bool:
+        """The run has ended, and the job is due next then; False if it was held under this token no more."""
+        ...
+
+    async def give_back(self, job: str, token: bytes, *, timeout: float) -> bool:
+        """Let another process run the same due time; False if it was held under this token no more."""
+        ...
+
+
 class Port(Protocol):
     """One event loop's way to stored bytes, generations and permits. Every method may raise BackendError."""
 
@@ -357,6 +392,9 @@ class Port(Protocol):
 
     @property
     def notes(self) -> Notes: ...
+
+    @property
+    def jobs(self) -> Jobs: ...
 
     def lookup(self, key: bytes, scopes: Scopes) -> Awaitable[tuple[bytes | None, Tokens]]:
         """The value of `key` and the tokens of `scopes`; lookups of one tick share a round trip (M1)."""

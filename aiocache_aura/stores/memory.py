@@ -16,6 +16,7 @@ from aiocache_aura.errors import BackendError
 from aiocache_aura.freshness import HARD_BYTES
 from aiocache_aura.stores.base import TOKEN_BYTES, Claim, Fill, Scopes, Tokens, Verdict
 from aiocache_aura.stores.boards import Boards
+from aiocache_aura.stores.rota import Rota
 from aiocache_aura.stores.sieve import Sieve
 
 OVERHEAD_BYTES = 400  # of one entry beside its key and value: nodes, dict slots, object headers
@@ -33,6 +34,7 @@ class MemoryStore:
         self._tokens: Sieve[bytes, bytes] = Sieve(max_items=MAX_TOKENS)
         self._permits: Sieve[bytes, bytes] = Sieve(max_items=MAX_TOKENS)
         self.notes = Boards(clock.time)
+        self.jobs = Rota(clock.time)
 
     def __repr__(self) -> str:
         return f"MemoryStore({self.values!r})"
@@ -148,6 +150,7 @@ class MemoryStore:
             self.values.clear()
             self._permits.clear()
             self.notes.clear()
+            self.jobs.clear()
 
     def _holds(self, key: bytes, seen: bytes | None, now: float) -> bool:
         there = self.values.get(key, now)

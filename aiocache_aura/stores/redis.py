@@ -26,6 +26,7 @@ from aiocache_aura.freshness import HARD_BYTES
 from aiocache_aura.keys import glob_literal
 from aiocache_aura.resilience.single_flight import Tick
 from aiocache_aura.stores.base import TOKEN_BYTES, Claim, Command, Fill, Lane, Link, Scopes, Tokens, Verdict, own_copy
+from aiocache_aura.stores.jobs import RedisJobs
 from aiocache_aura.stores.leases import RedisLeases
 from aiocache_aura.stores.notes import RedisNotes
 from aiocache_aura.stores.replies import STRINGS, refused
@@ -192,6 +193,7 @@ class RedisPort:
         self._values = f"{prefix}:".encode()
         self._permits = f"{prefix}!p:{{".encode()
         self._notes = RedisNotes(self._writes, f"{prefix}!n:".encode())
+        self._jobs = RedisJobs(self._writes, f"{prefix}!j:".encode())
         self._leases = RedisLeases(link, self._writes, self._permit, f"{prefix}!w".encode(), budget=budget)
 
     def __repr__(self) -> str:
@@ -204,6 +206,10 @@ class RedisPort:
     @property
     def notes(self) -> RedisNotes:
         return self._notes
+
+    @property
+    def jobs(self) -> RedisJobs:
+        return self._jobs
 
     # Reads
 
