@@ -53,7 +53,7 @@ test-oldest: $(OLDEST)/.ready
 	$(OLDEST)/bin/python -m pytest tests/stores tests/contract tests/test_manager.py tests/test_namespace.py tests/test_redis_client.py
 
 models: $(VENV)/.ready
-	cd tests/model/models && for m in flights tokens leases takeover acquire wakeups throttle alone force batches fence own_writes registry freshness l1 l1_doubt cluster failover; do ../../../$(BIN)/python $$m.py --quiet || exit 1; done
+	cd tests/model/models && for m in flights tokens leases takeover acquire wakeups throttle alone force batches fence own_writes registry freshness l1 l1_doubt cluster failover jobs; do ../../../$(BIN)/python $$m.py --quiet || exit 1; done
 
 check: lint types test-oldest test
 

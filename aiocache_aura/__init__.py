@@ -1,7 +1,7 @@
 """aiocache_aura: the asyncio cache on Redis and Valkey."""
 
 from aiocache_aura.cache_manager import CacheManager
-from aiocache_aura.cache_warmer import CacheWarmer
+from aiocache_aura.cache_warmer import CacheWarmer, schedule_cache_warming
 from aiocache_aura.cached_function import BoundCached, CachedFunction
 from aiocache_aura.clock import Clock
 from aiocache_aura.codecs.serializers import register_type
@@ -49,6 +49,7 @@ from aiocache_aura.events import (
     Stored,
 )
 from aiocache_aura.integrations.asgi import TenantMiddleware
+from aiocache_aura.jobs import Job
 from aiocache_aura.keys import register_key_type
 from aiocache_aura.monitoring import CacheMonitor, cache_monitor
 from aiocache_aura.namespace import Cache
@@ -101,6 +102,7 @@ __all__ = [
     "Happening",
     "Hit",
     "Invalidated",
+    "Job",
     "KeyPartError",
     "Load",
     "LoadDeadlineError",
@@ -138,6 +140,7 @@ __all__ = [
     "invalidate_cache",
     "register_key_type",
     "register_type",
+    "schedule_cache_warming",
     "tenant_scope",
     "user_scope",
     "warm_source",

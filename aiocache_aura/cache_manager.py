@@ -11,6 +11,7 @@ import importlib
 import logging
 import os
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Self, Unpack, overload
@@ -64,6 +65,7 @@ class CacheManager(KeyVerbs, Invalidations):
         self._backend_is_here = False
         self._importing: dict[asyncio.AbstractEventLoop, asyncio.Task[Any]] = {}
         self._engines = Engines(self._make_engine, self._settings.budget)
+        self._jobs: weakref.WeakSet[Any] = weakref.WeakSet()
         self._off = 0
         self.stamp = object()
         self._lock = threading.Lock()
@@ -317,6 +319,20 @@ class CacheManager(KeyVerbs, Invalidations):
             self._faults.report(error, "work behind")
         else:
             self._engines.place().start(work)
+
+    @property
+    def jobs(self) -> list[Any]:
+        """The jobs that are scheduled on this manager and have not ended, by name: see `schedule_cache_warming`."""
+        return sorted((job for job in self._jobs if not job.is_over), key=lambda job: job.name)
+
+    def know(self, job: Any) -> None:
+        """A job was scheduled on this manager."""
+        self._jobs.add(job)
+
+    def own(self, task: asyncio.Task[Any]) -> None:
+        """Have `aclose` cancel this task of any loop, and wait for its end, before it closes what the task works with. Counts as use."""
+        self._settle()
+        self._engines.own(task)
 
 
 class _Disabled(AbstractContextManager[None]):

@@ -17,6 +17,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from datetime import tzinfo
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 import anyio
@@ -27,12 +28,15 @@ from aiocache_aura.cache_manager import CacheManager
 from aiocache_aura.context import Id, id_text, tenant_scope
 from aiocache_aura.errors import BackendError, ConfigurationError
 from aiocache_aura.heat import HotKey
+from aiocache_aura.jobs import Job
+from aiocache_aura.jobs import Run as JobRun
 from aiocache_aura.planting import Renewal
 from aiocache_aura.policy import seconds
 from aiocache_aura.progress import bar
 from aiocache_aura.providing import opened, raising
 from aiocache_aura.published import process_name
 from aiocache_aura.resilience.threads import call_plain
+from aiocache_aura.scheduling import job_name, names_of, schedule_of, within
 from aiocache_aura.sources import Source, Sources, decorator, registered, warm_source
 from aiocache_aura.types import TTL
 from aiocache_aura.warm_report import TypeReport, WarmProgress, WarmReport
@@ -307,6 +311,68 @@ class CacheWarmer(Generic[DB]):
         return warm
 
 
+def schedule_cache_warming(
+    tenant_id: Id | None = None,
+    interval_minutes: float | None = None,
+    *,
+    cron: str | None = None,
+    timezone: str | tzinfo | None = None,
+    jitter: float = 0.0,
+    warmer: CacheWarmer[Any] | None = None,
+    manager: CacheManager | None = None,
+    types: Iterable[str] | None = None,
+    name: str | None = None,
+    on_report: Callable[[WarmReport], object] | None = None,
+) -> Job:
+    """Warm every so many minutes, or as a cron expression says, once in the fleet.
+
+    A plain function, to be called where the application starts, in every process: one of them warms, at once and then when it is due, and
+    if it dies another goes on. What would expire before the next run has come to it is renewed, so nothing that is warmed goes cold, as
+    long as it lives longer than from one run to the next. While the store does not answer nobody warms.
+
+    Args:
+        tenant_id: Given to the sources, and the scope in which they run.
+        interval_minutes: From one run to the next, whatever they take; may be a fraction. A run that takes longer leaves out what it
+            missed.
+        cron: Instead: when to run, such as "*/30 * * * *"; pip install 'aiocache-aura[cron]'.
+        timezone: Whose time the cron expression is in: a name, or a tzinfo. This machine's, unless it is given.
+        jitter: Each run is put off by chance, by up to so many seconds.
+        warmer: Whose sources to warm from, instead of those of `warm_source` and `warm=` only.
+        manager: Where to store, instead of the warmer's, or else of `cache_manager`.
+        types: Only these cache types.
+        name: Under which processes know the job as the same; by default made of tenant and types, and always together with the schedule.
+            Two warmers with different sources need two names.
+        on_report: Called with the WarmReport of each run of this process.
+
+    Returns:
+        A Job: `job.next_run`, `job.last_report`, `await job.run_now()`, `await job.cancel()`. It ends with the manager.
+
+    Raises:
+        ConfigurationError: for what cannot work, and outside a running event loop.
+    """
+    chosen = None if types is None else sorted(set(names_of(types)))
+    owner = _manager_of(warmer, manager)
+    for one in chosen or ():
+        owner.policy(one)
+    warmer = CacheWarmer(manager=owner) if warmer is None else warmer
+    schedule = schedule_of(interval_minutes, cron, timezone, jitter)
+
+    async def warm(run: JobRun) -> WarmReport:
+        return await warmer.warm_all(tenant_id=tenant_id, types=chosen, refresh_within=within(run))
+
+    job = Job(warm, schedule, name=job_name(tenant_id, chosen) if name is None else name, manager=owner, on_report=on_report)
+    owner.know(job)
+    return job
+
+
+def _manager_of(warmer: CacheWarmer[Any] | None, manager: CacheManager | None) -> CacheManager:
+    if warmer is None:
+        return desk.cache_manager if manager is None else manager
+    if manager is not None and manager is not warmer.manager:
+        raise ConfigurationError(f"the warmer stores in {warmer.manager!r}, not in {manager!r}; give manager= to the CacheWarmer")
+    return warmer.manager
+
+
 def _renewal(only_missing: bool, older: TTL | None, within: TTL | None) -> Renewal:
     told = {} if older is None else {"older": seconds(older)}
     return Renewal(**told, within=0.0 if within is None else seconds(within), everything=not only_missing)
@@ -317,4 +383,4 @@ def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {error}{hint}"
 
 
-__all__ = ["CacheWarmer", "WarmProgress", "WarmReport", "warm_source"]
+__all__ = ["CacheWarmer", "WarmProgress", "WarmReport", "schedule_cache_warming", "warm_source"]

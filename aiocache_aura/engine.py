@@ -31,7 +31,7 @@ from aiocache_aura.generations import Address
 from aiocache_aura.loading import Loading, LoadMany
 from aiocache_aura.planting import Renewal
 from aiocache_aura.resilience.single_flight import LEFT_OUT, RETRY, Flight, Load, Paused, Waiter
-from aiocache_aura.stores.base import Claim, Port, Tokens
+from aiocache_aura.stores.base import Claim, Jobs, Port, Tokens
 from aiocache_aura.terms import Terms, fall_back
 from aiocache_aura.types import MISSING
 
@@ -49,6 +49,11 @@ class Engine(Loading):
 
     def __repr__(self) -> str:
         return f"<Engine over {self._port!r}, {self.flights!r}>"
+
+    @property
+    def jobs(self) -> Jobs:
+        """Whose turn it is to run what the fleet runs once."""
+        return self._port.jobs
 
     @property
     def port(self) -> Port:

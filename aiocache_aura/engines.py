@@ -3,6 +3,8 @@
 Invariants
 - What belongs to one loop (flights, lanes) is never touched from another. Engines of closed loops, and of the process that this one was
   forked from, are forgotten without a word to anybody.
+- Tasks that the manager owns end before the engines do, each in its own loop; nobody ends those of a process that this one was forked
+  from.
 - `last` is the place that was asked for last: the hot path compares the identity of its loop. A fork clears it in the child.
 """
 
@@ -14,9 +16,12 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Coroutine
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 from aiocache_aura.engine import Engine
+
+Work: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 
 
 class Place:
@@ -45,6 +50,7 @@ class Engines:
     def __init__(self, make: Callable[[], Engine], patience: float) -> None:
         self._make, self._patience = make, patience
         self._places: dict[asyncio.AbstractEventLoop, Place] = {}
+        self._owned: dict[asyncio.AbstractEventLoop, set[asyncio.Task[Any]]] = {}
         self._last: Place | None = None
         self._pid = os.getpid()
         self._lock = threading.Lock()
@@ -79,6 +85,19 @@ class Engines:
             place = self._last = self._places[loop] = Place(self._make(), loop)
             return place
 
+    def own(self, task: asyncio.Task[Any]) -> None:
+        """Have `aclose` cancel this task, and wait for its end, before it closes any engine."""
+        if self._pid != os.getpid():
+            self._forget_the_parent()
+        self._owned.setdefault(task.get_loop(), set()).add(task)
+        task.add_done_callback(self._disown)
+
+    def _disown(self, task: asyncio.Task[Any]) -> None:
+        tasks = self._owned.get(task.get_loop(), set())
+        tasks.discard(task)
+        if not tasks:
+            self._owned.pop(task.get_loop(), None)
+
     def _known(self) -> Place | None:
         if self._pid != os.getpid():
             self._forget_the_parent()
@@ -93,7 +112,7 @@ class Engines:
 
     def _forget_the_parent(self) -> None:
         places, self._places = self._places, {}
-        self._last, self._pid, self._lock = None, os.getpid(), threading.Lock()
+        self._last, self._pid, self._lock, self._owned = None, os.getpid(), threading.Lock(), {}
         for place in places.values():
             place.engine.forget()
 
@@ -102,21 +121,28 @@ class Engines:
             self._places.pop(loop).engine.forget()
 
     async def aclose(self) -> None:
-        """Close every loop's engine in its own loop; those of loops that do not run are forgotten. Idempotent."""
+        """End what is owned, then close every loop's engine, in its own loop; those of loops that do not run are forgotten. Idempotent."""
         if self._pid != os.getpid():
             self._forget_the_parent()
+        while self._owned:
+            loop, tasks = self._owned.popitem()
+            await self._do_there(loop, partial(_end, tasks), _nothing)
         self._last = None
         while self._places:
             loop, place = self._places.popitem()
-            if loop is asyncio.get_running_loop():
-                await place.aclose()
-            elif loop.is_running():
-                await self._close_elsewhere(place)
-            else:
-                place.engine.forget()
+            await self._do_there(loop, place.aclose, place.engine.forget)
 
-    async def _close_elsewhere(self, place: Place) -> None:
-        """Have a place closed in its own loop. That one may end at any moment: then nothing was begun that would be left behind."""
+    async def _do_there(self, loop: asyncio.AbstractEventLoop, work: Work, otherwise: Callable[[], None]) -> None:
+        """Have this done in a loop, or, if that one does not run, what is to be done otherwise."""
+        if loop is asyncio.get_running_loop():
+            await work()
+        elif loop.is_running():
+            await self._do_elsewhere(loop, work, otherwise)
+        else:
+            otherwise()
+
+    async def _do_elsewhere(self, loop: asyncio.AbstractEventLoop, work: Work, otherwise: Callable[[], None]) -> None:
+        """Have this done in another loop. That one may end at any moment: then nothing was begun that would be left behind."""
         closed: concurrent.futures.Future[None] = concurrent.futures.Future()
 
         def end(_: asyncio.Task[None]) -> None:
@@ -124,15 +150,28 @@ class Engines:
                 closed.set_result(None)
 
         def begin() -> None:
-            place.loop.create_task(place.aclose()).add_done_callback(end)
+            loop.create_task(work()).add_done_callback(end)
 
         try:
-            place.loop.call_soon_threadsafe(begin)
+            loop.call_soon_threadsafe(begin)
         except RuntimeError:  # it has been closed meanwhile
-            place.engine.forget()
+            otherwise()
             return
         await asyncio.wait({asyncio.wrap_future(closed)}, timeout=self._patience)
         closed.cancel()
+
+
+async def _end(tasks: set[asyncio.Task[Any]]) -> None:
+    """Cancel these, and wait for their ends; one that asks for its own end gets it when it awaits next."""
+    others = {task for task in tasks if task is not asyncio.current_task()}
+    for task in list(tasks):
+        task.cancel()
+    if others:
+        await asyncio.wait(others)
+
+
+def _nothing() -> None:
+    return None
 
 
 _all: weakref.WeakSet[Engines] = weakref.WeakSet()

@@ -16,6 +16,8 @@ import hashlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from contextvars import Context
+from dataclasses import asdict
 from typing import Any, TypeAlias
 
 from aiocache_aura import cache_manager as desk
@@ -24,6 +26,7 @@ from aiocache_aura.advice import advice
 from aiocache_aura.cache_manager import CacheManager
 from aiocache_aura.errors import BackendError, ConfigurationError
 from aiocache_aura.health import Health, check_health
+from aiocache_aura.jobs import Job
 from aiocache_aura.published import BOARD, Published, process_name
 from aiocache_aura.report import CacheReport, Metrics, metrics
 from aiocache_aura.resilience.fail_safe import FaultLog
@@ -103,13 +106,13 @@ class CacheMonitor:
             types={name: metrics(counts, cache_type=name, minutes=last_minutes) for name, counts in asked.items()},
             health=health,
             memory=_memory(None if engine is None else engine.port.usage(), health),
-            connections=[],
+            connections=[] if engine is None else [asdict(one) for one in engine.port.connections()],
             hot_keys=[
                 {"cache_type": one.cache_type, "key": one.key if manager.settings.log_keys else _hidden(one.key), "seconds": one.seconds}
                 for one in manager.recorder.heat.hottest(limit=20)
             ],
             slow_operations=metrics(_NOTHING, cache_type=None, minutes=last_minutes, slow=_slow(manager, last_minutes))["slow_operations"],
-            warmers=[],
+            warmers=[_told_of(job) for job in manager.jobs],
         )
         report["advice"] = advice(report)
         return report
@@ -214,7 +217,8 @@ class _Watch:
         return self._task is None or self._task.done()
 
     def begin(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._run(), name="aiocache_aura monitor")
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="aiocache_aura monitor", context=Context())
+        self._manager.own(self._task)
 
     async def end(self) -> None:
         task = self._task
@@ -303,6 +307,19 @@ def _hidden(key: str) -> str:
     _, cache_type, *segments = key.split(":")
     name = next((segment for segment in segments if segment.startswith("@")), "=")
     return f"{cache_type}:{name}#{hashlib.blake2b(key.encode(), digest_size=6).hexdigest()}"
+
+
+def _told_of(job: Job) -> dict[str, Any]:
+    """A job, in plain values."""
+    error = job.last_error
+    return {
+        "name": job.name,
+        "is_running": job.is_running,
+        "next_run": None if job.next_run is None else job.next_run.isoformat(timespec="seconds"),
+        "last_run": None if job.last_run is None else job.last_run.isoformat(timespec="seconds"),
+        "last_error": None if error is None else f"{type(error).__name__}: {error}",
+        "runs": job.runs,
+    }
 
 
 def _memory(usage: Mapping[str, tuple[int, int]] | None, health: Health) -> dict[str, Any]:

@@ -16,7 +16,9 @@ from aiocache_aura.errors import BackendError
 from aiocache_aura.freshness import HARD_BYTES
 from aiocache_aura.stores.base import TOKEN_BYTES, Claim, Fill, Scopes, Tokens, Verdict
 from aiocache_aura.stores.boards import Boards
+from aiocache_aura.stores.rota import Rota
 from aiocache_aura.stores.sieve import Sieve
+from aiocache_aura.stores.statistics import Connection
 
 OVERHEAD_BYTES = 400  # of one entry beside its key and value: nodes, dict slots, object headers
 MAX_TOKENS = 200_000
@@ -33,6 +35,7 @@ class MemoryStore:
         self._tokens: Sieve[bytes, bytes] = Sieve(max_items=MAX_TOKENS)
         self._permits: Sieve[bytes, bytes] = Sieve(max_items=MAX_TOKENS)
         self.notes = Boards(clock.time)
+        self.jobs = Rota(clock.time)
 
     def __repr__(self) -> str:
         return f"MemoryStore({self.values!r})"
@@ -40,6 +43,10 @@ class MemoryStore:
     @property
     def leases(self) -> None:
         """No other process loads what is in here."""
+
+    @property
+    def probes(self) -> None:
+        """There is no server."""
 
     async def lookup(self, key: bytes, scopes: Scopes) -> tuple[bytes | None, Tokens]:
         with self._lock:
@@ -129,6 +136,9 @@ class MemoryStore:
         with self._lock:
             return {group.decode(): held for group, held in self.values.groups.items() if isinstance(group, bytes)}
 
+    def connections(self) -> list[Connection]:
+        return []
+
     def on_evict(self, tell: Callable[[str, str], None]) -> None:
         """Call this with the cache type of what is thrown out, and why. It is called under the lock of the store."""
         self._on_evict = tell
@@ -148,6 +158,7 @@ class MemoryStore:
             self.values.clear()
             self._permits.clear()
             self.notes.clear()
+            self.jobs.clear()
 
     def _holds(self, key: bytes, seen: bytes | None, now: float) -> bool:
         there = self.values.get(key, now)

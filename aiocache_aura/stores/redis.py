@@ -26,11 +26,14 @@ from aiocache_aura.freshness import HARD_BYTES
 from aiocache_aura.keys import glob_literal
 from aiocache_aura.resilience.single_flight import Tick
 from aiocache_aura.stores.base import TOKEN_BYTES, Claim, Command, Fill, Lane, Link, Scopes, Tokens, Verdict, own_copy
+from aiocache_aura.stores.jobs import RedisJobs
 from aiocache_aura.stores.leases import RedisLeases
 from aiocache_aura.stores.notes import RedisNotes
+from aiocache_aura.stores.probes import RedisProbes
 from aiocache_aura.stores.replies import STRINGS, refused
 from aiocache_aura.stores.requests import Writes
 from aiocache_aura.stores.scripts import EXPIRE, FILL, PERMIT, PLANT, SOFTEN, STORE_IF, life_ms, token_lives
+from aiocache_aura.stores.statistics import Connection
 
 Found: TypeAlias = tuple[bytes | None, Tokens]
 T = TypeVar("T")
@@ -192,6 +195,8 @@ class RedisPort:
         self._values = f"{prefix}:".encode()
         self._permits = f"{prefix}!p:{{".encode()
         self._notes = RedisNotes(self._writes, f"{prefix}!n:".encode())
+        self._jobs = RedisJobs(self._writes, f"{prefix}!j:".encode())
+        self._probes = RedisProbes(link, self._writes, prefix.encode())
         self._leases = RedisLeases(link, self._writes, self._permit, f"{prefix}!w".encode(), budget=budget)
 
     def __repr__(self) -> str:
@@ -204,6 +209,14 @@ class RedisPort:
     @property
     def notes(self) -> RedisNotes:
         return self._notes
+
+    @property
+    def jobs(self) -> RedisJobs:
+        return self._jobs
+
+    @property
+    def probes(self) -> RedisProbes:
+        return self._probes
 
     # Reads
 
@@ -315,6 +328,9 @@ class RedisPort:
 
     def usage(self) -> None:
         """The entries are in the server."""
+
+    def connections(self) -> list[Connection]:
+        return self._link.connections()
 
     async def aclose(self) -> None:
         await self._leases.aclose()

@@ -15,7 +15,7 @@ from redis.exceptions import (
 
 from aiocache_aura.errors import BackendError
 from aiocache_aura.stores.base import Command
-from aiocache_aura.stores.scripts import ACQUIRE, BY_SHA1, PERMIT, PLANT, READ_NOTES, RENEW
+from aiocache_aura.stores.scripts import ACQUIRE, BY_SHA1, CLAIM_RUN, PERMIT, PLANT, READ_NOTES, RENEW
 
 _ADVICE: Final = {
     "NOAUTH": "put a user and password into the URL",
@@ -33,7 +33,9 @@ _ADVICE: Final = {
     "WRONGTYPE": "another program writes to this prefix: give each application its own",
 }
 _SHOWN: Final = 200
-_PERMIT, _PLANT, _ACQUIRE, _RENEW, _READ_NOTES = ((script.sha1, script.source) for script in (PERMIT, PLANT, ACQUIRE, RENEW, READ_NOTES))
+_PERMIT, _PLANT, _ACQUIRE, _RENEW, _READ_NOTES, _CLAIM_RUN = (
+    (script.sha1, script.source) for script in (PERMIT, PLANT, ACQUIRE, RENEW, READ_NOTES, CLAIM_RUN)
+)
 _STANDINGS: Final[dict[object, tuple[type, ...]]] = {
     b"leased": (bytes,),
     b"found": (bytes,),
@@ -75,7 +77,7 @@ def refused(command: Command, reply: object) -> BackendError:
     said = text[:_SHOWN] if text.startswith(code) else f"{code} {text[:_SHOWN]}"
     advice = _ADVICE.get(code)
     error = BackendError(f"{name}: the server said: {said}" + (f"; {advice}" if advice else ""))
-    error.__cause__ = cause
+    error.__cause__, error.code = cause, code
     return error
 
 
@@ -98,6 +100,8 @@ def is_answer(command: Command, reply: object) -> bool:
             return isinstance(reply, list) and len(reply) == command[2] and all(isinstance(one, int) for one in reply)
         case "EVALSHA" | "EVAL" if command[1] in _READ_NOTES:
             return isinstance(reply, list) and all(isinstance(one, bytes) for one in reply)
+        case "EVALSHA" | "EVAL" if command[1] in _CLAIM_RUN:
+            return isinstance(reply, list) and [type(one) for one in reply] == [bytes, int, int, int, int, int]
         case "SCAN":
             return isinstance(reply, list)
         case _:

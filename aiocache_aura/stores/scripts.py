@@ -396,6 +396,78 @@ READ_NOTES: Final = Script(
     _NOTES + "return standing()\n",
 )
 
-SCRIPTS: Final = (PLANT, SOFTEN, PERMIT, FILL, STORE_IF, EXPIRE, ACQUIRE, FILL_LEASED, END, RENEW, POST, READ_NOTES)
+# The record of a job: due, at, until, took (16 digits each, microseconds), the token of the last run that ended (16 bytes), and the token
+# of who holds it, if anybody does. Rules are in stores/jobs.py.
+_JOBS = """
+local clock = redis.call('TIME')
+local now = tonumber(clock[1]) * 1000000 + tonumber(clock[2])
+local due, at, till, took, last, holder = now, now, 0, 0, string.rep('-', 16), ''
+local there = redis.pcall('GET', KEYS[1])
+local is_there = type(there) == 'string' and (#there == 80 or #there == 96) and string.match(string.sub(there, 1, 64), '^%d+$')
+if is_there then
+  due, at = tonumber(string.sub(there, 1, 16)), tonumber(string.sub(there, 17, 32))
+  till, took = tonumber(string.sub(there, 33, 48)), tonumber(string.sub(there, 49, 64))
+  last, holder = string.sub(there, 65, 80), string.sub(there, 81)
+end
+local is_mine = holder ~= '' and holder == ARGV[1]
+local function put(spare)
+  local record = string.format('%016.0f%016.0f%016.0f%016.0f', due, at, till, took) .. last .. holder
+  redis.call('SET', KEYS[1], record, 'PX', string.format('%.0f', math.ceil((math.max(at, till) - now) / 1000) + math.max(spare, 1)))
+end
+"""
+
+CLAIM_RUN: Final = Script(
+    "CLAIM_RUN",
+    # KEYS job. ARGV token, lease in microseconds, PX beyond the due time, "at once" or "". An answer is its kind, due, at, now, until and
+    # took.
+    _JOBS
+    + """
+if not is_mine then
+  if holder ~= '' and till > now then
+    return {'held', due, at, now, till, took}
+  elseif at > now and ARGV[4] == '' then
+    return {'wait', due, at, now, till, took}
+  end
+end
+holder, till = ARGV[1], now + tonumber(ARGV[2])
+put(tonumber(ARGV[3]))
+return {'run', due, at, now, till, took}
+""",
+)
+
+RENEW_RUN: Final = Script(
+    "RENEW_RUN",
+    # KEYS job. ARGV token, lease in microseconds, PX beyond the due time.
+    _JOBS
+    + """
+if not is_mine then
+  return 0
+end
+till = now + tonumber(ARGV[2])
+put(tonumber(ARGV[3]))
+return 1
+""",
+)
+
+END_RUN: Final = Script(
+    "END_RUN",
+    # KEYS job. ARGV token, PX beyond the due time, then due, at, took; none of them to give the run back.
+    _JOBS
+    + """
+if not is_mine then
+  return is_there and last == ARGV[1] and 1 or 0
+end
+holder, till = '', 0
+if ARGV[3] then
+  due, at, took, last = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[1]
+end
+put(tonumber(ARGV[2]))
+return 1
+""",
+)
+
+SCRIPTS: Final = (
+    PLANT, SOFTEN, PERMIT, FILL, STORE_IF, EXPIRE, ACQUIRE, FILL_LEASED, END, RENEW, POST, READ_NOTES, CLAIM_RUN, RENEW_RUN, END_RUN,
+)  # fmt: skip
 LOAD_ALL: Final = tuple(script.load() for script in SCRIPTS)
 BY_SHA1: Final = {script.sha1: script for script in SCRIPTS}

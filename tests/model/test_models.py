@@ -10,7 +10,7 @@ import pytest
 
 MODELS = Path(__file__).parent / "models"
 WHOLE = ["registry", "batches", "fence", "freshness", "l1", "failover", "leases", "takeover"]
-SHORT = ["own_writes", "acquire", "wakeups", "throttle", "alone", "force"]  # without the variants that their lists call long
+SHORT = ["own_writes", "acquire", "wakeups", "throttle", "alone", "force", "jobs"]  # without the variants that their lists call long
 
 
 @pytest.mark.parametrize("model", [*WHOLE, *SHORT])
