@@ -103,8 +103,12 @@ class Sources:
         """The cache types that have a source."""
         return [name for name, found in self._by_type.items() if found]
 
+    def all(self) -> list[Source]:
+        """Each source, of whatever type."""
+        return [source for found in self._by_type.values() for source in found]
+
     def __len__(self) -> int:
-        return sum(map(len, self._by_type.values()))
+        return len(self.all())
 
     def forget(self) -> None:
         """Have no source any more: for tests that declare their own."""

@@ -357,9 +357,9 @@ async def test_connections_are_told_by_state(manager, registry, monkeypatch) -> 
     """Connections by state, what waits on all of them, for how long the one that waits longest does, and how often they were made anew."""
     await manager.get("menu", "a")
     lanes = [
-        SimpleNamespace(role="reads", state="up", pending=3, queued=1, reconnects=2, waiting=0.25),
-        SimpleNamespace(role="reads", state="up", pending=0, queued=0, reconnects=0, waiting=0.0),
-        SimpleNamespace(role="writes", state="down", pending=0, queued=5, reconnects=1, waiting=1.5),
+        SimpleNamespace(role="reads", state="up", pending=3, queued=1, reconnects=2, waiting_seconds=0.25),
+        SimpleNamespace(role="reads", state="up", pending=0, queued=0, reconnects=0, waiting_seconds=0.0),
+        SimpleNamespace(role="writes", state="down", pending=0, queued=5, reconnects=1, waiting_seconds=1.5),
     ]
     (port,) = manager.ports()
     monkeypatch.setattr(port, "connections", lambda: lanes, raising=False)
