@@ -81,7 +81,8 @@ class CacheMonitor:
 
     async def check_health(self) -> Health:
         """{"status": "healthy", "degraded" or "unhealthy", "issues": [...], "checks": {...}}; each issue says what to do."""
-        return await check_health(self.manager)
+        manager, watch = self.manager, self._watch
+        return await check_health(manager, jobs=manager.jobs, loop_lag=0.0 if watch is None else watch.lag)
 
     async def get_cache_report(self, last_minutes: float = 60, *, fleet: bool = False) -> CacheReport:
         """All of it: by type, health, memory, connections, hot keys, slow operations, warmers, advice; `str()` of it is text.
@@ -245,7 +246,7 @@ class _Watch:
             self._faults.report(error, what)
 
     async def _look(self) -> None:
-        health = await check_health(self._manager)
+        health = await check_health(self._manager, jobs=self._manager.jobs, loop_lag=self.lag)
         is_unhealthy = health["status"] == "unhealthy"
         if is_unhealthy is not self._was_unhealthy:
             self._was_unhealthy = is_unhealthy
