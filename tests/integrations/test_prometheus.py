@@ -25,7 +25,7 @@ from aiocache_aura.histogram import Histogram, bound
 from aiocache_aura.integrations import metrics
 from aiocache_aura.integrations.metrics import METRICS
 from aiocache_aura.integrations.prometheus import AuraCollector, register
-from aiocache_aura.integrations.reading import MAX_REASONS
+from aiocache_aura.integrations.reading import MAX_REASONS, Source
 from aiocache_aura.stats import STALE_REASONS, Counts
 from aiocache_aura.stores.lanes import State
 
@@ -441,6 +441,7 @@ def test_classes_of_errors_are_capped() -> None:
         counts.errors += 2
     told = figures(registry, "aura_cache_backend_errors_total", "error_type")
     assert len(told) == MAX_REASONS + 1
+    assert len(counts.by_error) == 50
     assert told["other",] == 60
     assert sum(told.values()) == 100
 
@@ -460,6 +461,25 @@ def test_a_counter_does_not_go_back_when_it_is_read_between_two_steps() -> None:
 
 
 # Threads
+
+
+def test_a_reading_does_not_change_any_more() -> None:
+    """What is counted after a reading, or in another thread meanwhile, is not in it."""
+    manager = CacheManager()
+    counts = manager.recorder.counts("menu")
+
+    def count() -> None:
+        counts.sets += 1
+        counts.took("get", 1.0)
+        counts.failed(OSError())
+        manager.recorder.evicted("menu", "bytes")
+
+    count()
+    reading = Source(manager).read()
+    count()
+    told = reading.counts["menu"]
+    assert (told.sets, told.times["get"].count, told.by_error, told.evictions) == (1, 1, {"OSError": 1}, {"bytes": 1})
+    assert counts.sets == 2
 
 
 async def test_scrapes_from_threads_while_the_loop_works() -> None:
