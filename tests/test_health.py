@@ -37,6 +37,7 @@ from aiocache_aura.diagnosis import (
 )
 from aiocache_aura.errors import BackendError, ConfigurationError
 from aiocache_aura.health import Health, HealthLimits, check_health
+from aiocache_aura.integrations.prometheus import AuraCollector
 from aiocache_aura.stats import Counts
 from tests.clocks import ManualClock, running_time
 from tests.proxy import FaultProxy, ScriptedServer, echo
@@ -720,6 +721,24 @@ async def test_connections_are_counted(sound: Server) -> None:
         assert "not answered for" in health["checks"]["connections"]["issue"]
         await asked
         await _until(lambda: not any(one.waiting_seconds for one in port.connections()))
+
+
+async def test_connections_are_exported(sound: Server) -> None:
+    """What the connections tell is what is exported of them, read in another thread while the server owes an answer."""
+    async with CacheManager(sound.url, prefix="export") as manager:
+        await look(manager)
+        port = (await manager.engine()).port
+        sound.stop()
+        asked = asyncio.ensure_future(manager.get("test", "k"))
+        try:
+            await _until(lambda: any(one.waiting_seconds > 0.1 for one in port.connections()))
+            families = await asyncio.to_thread(lambda: {one.name: one.samples for one in AuraCollector(manager).collect()})
+        finally:
+            sound.cont()
+        await asked
+        assert families["aura_pool_wait_seconds"][0].value > 0.1
+        assert families["aura_pool_pending"][0].value == 1
+        assert [(one.labels, one.value) for one in families["aura_pool_connections"]] == [({"state": "ready"}, 2)]
 
 
 async def test_a_down_lane_says_why(own_server: Callable[..., Server]) -> None:

@@ -289,13 +289,15 @@ class RedisPort:
         if not wanted:
             return [], Tokens({})
         commands: list[Command] = [("MGET", *chunk) for chunk in chunks(wanted, BATCH_KEYS)]
-        found = [one for reply in await self._writes.run(commands, timeout=timeout, repeatable=True) for one in reply]
+        replies = await self._writes.run(commands, timeout=timeout, repeatable=True, patient=True)
+        found = [one for reply in replies for one in reply]
         return found[: len(keys)], Tokens(dict(zip(scopes, found[len(keys) :], strict=True)))
 
     async def plant(self, items: Sequence[tuple[bytes, bytes, float | None, bytes | None]], *, timeout: float) -> list[bool]:
         if not items:
             return []
-        replies = await self._writes.run([_planted(*item) for item in items], timeout=timeout)
+        # Not to be repeated: a second SET NX could undo a delete.
+        replies = await self._writes.run([_planted(*item) for item in items], timeout=timeout, patient=True)
         return [reply is not None and reply != 0 for reply in replies]
 
     async def delete(self, keys: Sequence[bytes], *, timeout: float) -> int:
