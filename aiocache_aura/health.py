@@ -11,5 +11,5 @@ class Health(dict[str, Any]):
     """status, issues, checks."""
 
 
-async def check_health(manager: CacheManager) -> Health:
+async def check_health(manager: CacheManager, *, loop_lag: float = 0.0) -> Health:
     return Health(status="healthy", issues=[], checks={})
