@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Self, Unpack, overload
 
 from aiocache_aura.context import bypass_scope
 from aiocache_aura.deferral import Held, deferring, put_off
-from aiocache_aura.engine import Engine
 from aiocache_aura.engines import Engines
 from aiocache_aura.errors import BackendError, BackendTimeoutError, ConfigurationError
 from aiocache_aura.events import Events
@@ -27,6 +26,7 @@ from aiocache_aura.namespace import Cache
 from aiocache_aura.policy import PRESETS, CachePolicy, PolicyOverrides
 from aiocache_aura.recorder import Recorder
 from aiocache_aura.registry import CacheRegistry
+from aiocache_aura.renewing import Engine
 from aiocache_aura.resilience.fail_safe import FaultLog
 from aiocache_aura.resilience.single_flight import Tick
 from aiocache_aura.resilience.threads import call_plain

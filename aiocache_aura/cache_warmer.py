@@ -15,10 +15,11 @@ from __future__ import annotations
 import difflib
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from datetime import tzinfo
-from typing import Any, Generic, Literal, TypeAlias, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
 
 import anyio
 
@@ -26,6 +27,7 @@ from aiocache_aura import cache_manager as desk
 from aiocache_aura import hot
 from aiocache_aura.cache_manager import CacheManager
 from aiocache_aura.context import Id, id_text, tenant_scope
+from aiocache_aura.desk import listed
 from aiocache_aura.errors import BackendError, ConfigurationError
 from aiocache_aura.heat import HotKey
 from aiocache_aura.jobs import Job
@@ -33,14 +35,14 @@ from aiocache_aura.jobs import Run as JobRun
 from aiocache_aura.planting import Renewal
 from aiocache_aura.policy import seconds
 from aiocache_aura.progress import bar
-from aiocache_aura.providing import opened, raising
 from aiocache_aura.published import process_name
 from aiocache_aura.resilience.threads import call_plain
 from aiocache_aura.scheduling import job_name, names_of, schedule_of, within
 from aiocache_aura.sources import Source, Sources, decorator, registered, warm_source
 from aiocache_aura.types import TTL
-from aiocache_aura.warm_report import TypeReport, WarmProgress, WarmReport
+from aiocache_aura.warm_report import WarmProgress, WarmReport
 from aiocache_aura.warming import Pace, Run, Tally
+from aiocache_aura.warming_steps import Sessions, steps_of
 
 DB = TypeVar("DB")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -60,9 +62,11 @@ class CacheWarmer(Generic[DB]):
 
     Args:
         db: Whatever the sources need. A callable, such as a session factory, is opened for each source that takes it, and closed after it;
-            anything else is given to one source at a time.
+            anything else is given to one source at a time. Calls that a source yields run side by side: if they share its session, let
+            `concurrency` be 1, or the functions have their own with `provide=`. A session that is in a transaction already may see what was
+            there when that began: an invalidation since then is not known to it.
         manager: Instead of `aiocache_aura.cache_manager.cache_manager`, which is looked up for each run.
-        concurrency: Loads, and sources, that run at once.
+        concurrency: Loads, and sources, that run at once. Users' loads are not counted.
         rate: Keys per second, None for no bound.
         timeout: Seconds that a run may take, in any form of a TTL; what is not done then is reported as "timeout".
         progress: Called with a `WarmProgress` a few times in a second; "bar" draws them in the terminal, with rich.
@@ -84,12 +88,11 @@ class CacheWarmer(Generic[DB]):
             raise ConfigurationError(f"rate={rate!r}: it is keys per second, above 0, or None")
         if not (progress is None or progress == "bar" or callable(progress)):
             raise ConfigurationError(f'progress={progress!r}: it is a function of a WarmProgress, or "bar"')
-        self._db, self._manager = db, manager
+        self._manager = manager
         self._concurrency, self._rate = concurrency, rate
         self._progress: Progress | Literal["bar"] | None = progress
         self._timeout = None if timeout is None else seconds(timeout)
-        self._sources = Sources()
-        self._one_at_a_time: anyio.Lock | None = None
+        self._sources, self._sessions = Sources(), Sessions(db)
 
     def __repr__(self) -> str:
         return f"<CacheWarmer of {len(self._sources)} sources and {len(registered)} of modules>"
@@ -140,7 +143,7 @@ class CacheWarmer(Generic[DB]):
             refresh_older_than: Renew what was loaded so long ago.
             refresh_within: Renew what has no longer than this to live: a schedule's own interval keeps what it warms from going cold.
         """
-        names = list(self.manager.caches) if types is None else list(types)
+        names = list(dict.fromkeys((*self.manager.caches, *self._sources.types) if types is None else listed(types, "types")))
         for name in names:
             self.manager.policy(name)
         renewal = _renewal(only_missing, refresh_older_than, refresh_within)
@@ -169,9 +172,11 @@ class CacheWarmer(Generic[DB]):
         chosen = [one for one in found if cache_type in (None, one.cache_type) and one.cache_type in manager.caches][:limit]
         started = clock.monotonic()
         with bar(self._progress) as progress:
-            pace = Pace(clock, at_once, self._rate)
+            pace = Pace(at_once, self._rate)
             tallies = {name: Tally(name, clock, progress) for name in dict.fromkeys(one.cache_type for one in chosen)}
-            runs = {name: Run(manager.caches[name], tally, pace, Renewal(), clock, concurrency=at_once) for name, tally in tallies.items()}
+            runs = {name: Run(manager.caches[name], tally, pace, Renewal()) for name, tally in tallies.items()}
+            for tally in tallies.values():
+                tally.start()
             try:
                 with anyio.move_on_after(self._timeout) as bound:
                     lost = await hot.warm(manager, chosen, runs.__getitem__, 2 * at_once)
@@ -183,8 +188,7 @@ class CacheWarmer(Generic[DB]):
                 for run in runs.values():
                     run.is_over = True
             for tally in tallies.values():
-                tally.ended = "timeout" if bound.cancelled_caught else "done"
-                tally.tell(is_over=True)
+                tally.end("timeout" if bound.cancelled_caught else "done")
         return WarmReport(types={name: tally.report() for name, tally in tallies.items()}, seconds=clock.monotonic() - started)
 
     async def save_hot(self, path: str | os.PathLike[str], *, limit: int = 1000) -> int:
@@ -203,61 +207,45 @@ class CacheWarmer(Generic[DB]):
         clock = manager.settings.clock
         started, tenant = clock.monotonic(), None if tenant_id is None else id_text(tenant_id, "tenant")
         with bar(self._progress) as progress, nullcontext() if tenant is None else tenant_scope(tenant):
-            pace = Pace(clock, self._concurrency, self._rate)
-            tallies = {name: Tally(name, clock, progress) for name in names}
-            reports: dict[str, TypeReport] = {}
-            places = anyio.CapacityLimiter(at_once)
+            pace, places = Pace(self._concurrency, self._rate), anyio.Semaphore(at_once)
+            tallies = [Tally(name, clock, progress) for name in names]
 
-            async def one(name: str) -> None:
+            async def one(tally: Tally, sources: list[Source]) -> None:
                 async with places:
-                    await self._warm_type(manager, tallies[name], tenant_id, pace, renewal)
-                reports[name] = tallies[name].report()
+                    await self._warm_type(manager, tally, sources, tenant_id, pace, renewal)
 
             with anyio.move_on_after(self._timeout):
                 async with anyio.create_task_group() as group:
-                    for name in names:
-                        group.start_soon(one, name)
-            for name in names:
-                if name not in reports:
-                    tallies[name].ended = "timeout"
-                    tallies[name].note(f"not done after timeout={self._timeout} s")
-                    reports[name] = tallies[name].report()
-        in_order = {name: reports[name] for name in names}
-        for report in in_order.values():
+                    for tally in tallies:
+                        sources = [each for found in (registered, self._sources) for each in found.of(tally.cache_type, manager)]
+                        if sources and not manager.is_off:
+                            group.start_soon(one, tally, sources)
+                        else:
+                            tally.end("skipped")
+            for tally in tallies:
+                if tally.ended is None:
+                    tally.note(f"not done after timeout={self._timeout} s")
+                    tally.end("timeout")
+        reports = {tally.cache_type: tally.report() for tally in tallies}
+        for report in reports.values():
             if report.ended != "skipped":
                 manager.recorder.warm_run(report)
-        return WarmReport(types=in_order, tenant_id=tenant, seconds=clock.monotonic() - started)
+        return WarmReport(types=reports, tenant_id=tenant, seconds=clock.monotonic() - started)
 
-    async def _warm_type(self, manager: CacheManager, tally: Tally, tenant_id: Id | None, pace: Pace, renewal: Renewal) -> None:
-        sources = [*registered.of(tally.cache_type), *self._sources.of(tally.cache_type)]
-        if not sources or manager.is_off:
-            tally.ended = "skipped"
-            return
-        cache = manager.caches[tally.cache_type]
+    async def _warm_type(
+        self, manager: CacheManager, tally: Tally, sources: Sequence[Source], tenant_id: Id | None, pace: Pace, renewal: Renewal
+    ) -> None:
+        tally.start()
+        has_failed = False
         for source in sources:
-            run = Run(cache, tally, pace, renewal, manager.settings.clock, concurrency=self._concurrency)
+            run = Run(manager.caches[tally.cache_type], tally, pace, renewal, in_turn=source.lent is not None)
             try:
-                async with self._opened(source) as db:
-                    await run.take(source.bound(db, tenant_id), source.tags)
+                await run.take(partial(steps_of, source, self._sessions, tenant_id), source.tags)
             except Exception as error:
-                tally.ended = "failed"
+                has_failed = True
                 tally.note(f"{source.name}: {_told(error)}")
                 log.warning("warming of cache type %r: source %s failed", tally.cache_type, source.name, exc_info=error)
-        tally.tell(is_over=True)
-
-    @asynccontextmanager
-    async def _opened(self, source: Source) -> AsyncIterator[Any]:
-        """What the source is given as its session."""
-        if not source.takes_db:
-            yield None
-        elif callable(self._db):
-            async with raising(AsyncExitStack()) as stack:
-                yield await opened(stack, self._db())
-        else:
-            if self._one_at_a_time is None:
-                self._one_at_a_time = anyio.Lock()
-            async with self._one_at_a_time:
-                yield self._db
+        tally.end("failed" if has_failed else "done")
 
     # Each built-in type by its name
 
@@ -297,18 +285,16 @@ class CacheWarmer(Generic[DB]):
         """`warm("test", tenant_id=...)`."""
         return await self.warm("test", tenant_id=tenant_id)
 
-    def __getattr__(self, name: str) -> Callable[..., Awaitable[WarmReport]]:
-        """`warm_orders_cache`, for types that were registered."""
-        cache_type = name.removeprefix("warm_").removesuffix("_cache")
-        if name.startswith("_") or name != f"warm_{cache_type}_cache" or cache_type not in self.manager.caches:
-            close = difflib.get_close_matches(name, dir(self), n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}", name=name, obj=self)
+    if not TYPE_CHECKING:  # a typed one would let every misspelt name pass
 
-        async def warm(*, tenant_id: Id | None = None) -> WarmReport:
-            return await self.warm(cache_type, tenant_id=tenant_id)
-
-        return warm
+        def __getattr__(self, name: str) -> Any:
+            """`warm_orders_cache`, for types that were registered."""
+            cache_type = name.removeprefix("warm_").removesuffix("_cache")
+            if name.startswith("_") or name != f"warm_{cache_type}_cache" or cache_type not in self.manager.caches:
+                close = difflib.get_close_matches(name, dir(self), n=1)
+                hint = f"; did you mean {close[0]!r}?" if close else ""
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}", name=name, obj=self)
+            return partial(self.warm, cache_type)
 
 
 def schedule_cache_warming(

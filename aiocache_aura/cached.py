@@ -24,13 +24,13 @@ from aiocache_aura.context import Identity, identity
 from aiocache_aura.counting import shown
 from aiocache_aura.declared import declared
 from aiocache_aura.desk import explained, listed, unshared, unwrapped, warming_run
-from aiocache_aura.engine import Engine
 from aiocache_aura.errors import BackendError, ConfigurationError
 from aiocache_aura.generations import Address, function_extra, tag_extra
 from aiocache_aura.owner import Owner, ids_among, owner_of
 from aiocache_aura.policy import PRESETS, Aware, CachePolicy
 from aiocache_aura.providing import Factory, Provided, check
 from aiocache_aura.recipes import is_repeatable, recipe_of
+from aiocache_aura.renewing import Engine
 from aiocache_aura.resilience.threads import call_plain, is_async, settled
 from aiocache_aura.settings import Settings
 from aiocache_aura.signatures import CallSignature, warn_user
@@ -247,6 +247,8 @@ class Cached:
 
     def _address(self, state: State, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Address:
         known, lookup = identity.get(), state.lookup
+        is_kept = not (state.ignored or known.bypass or known.warming)  # calls of warmers are not, or all would be pushed out by them
+        known = known._replace(warming=None)
         if lookup is None:
             return self._new_address(state, self.signature.bind(*args, **kwargs), known)
         try:
@@ -257,7 +259,7 @@ class Cached:
         if address is None:
             values = self.signature.bind(*args, **kwargs)
             address = self._new_address(state, values, known)
-            if self.signature.is_memo_safe(values) and not (state.ignored or known.bypass or "~" in address.tail):
+            if is_kept and "~" not in address.tail and self.signature.is_memo_safe(values):
                 if len(state.memo) >= MEMO:
                     state.memo.clear()
                 state.memo[call] = address

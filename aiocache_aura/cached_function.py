@@ -11,10 +11,14 @@ import asyncio
 import functools
 import inspect
 import sys
+import weakref
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, Unpack, overload
 
 from aiocache_aura.cached import Cached, CacheOptions, check_cacheable
+from aiocache_aura.errors import ConfigurationError
+from aiocache_aura.sources import declare_calls
 from aiocache_aura.types import CacheEntry, CacheInfo, CacheParameters, CallOptions, Explanation
 from aiocache_aura.using import using
 
@@ -281,8 +285,30 @@ def make_cached(function: Any, options: CacheOptions) -> Any:
     inner: Any = function.__func__ if isinstance(function, classmethod | staticmethod) else function
     check_cacheable(inner)
     if kind or (is_in_class_body(inner) and not inspect.ismethod(inner)):
+        if options.warm is not None:
+            raise ConfigurationError(
+                f"warm= of {inner.__qualname__}: it is for functions outside of classes; the calls of a method need its object: declare "
+                f"them with @warm_source({options.cache_type!r})"
+            )
         return CachedFunction(_Family(inner, options, in_class=True), kind)
-    return _as_function(Cached(inner, options, owner=None))
+    core = Cached(inner, options, owner=None)
+    made = _as_function(core)
+    if options.warm is not None:
+        declare_calls(made, options.cache_type, options.warm, lent=_lent(core), manager=partial(_manager_of, weakref.ref(core)))
+    return made
+
+
+def _lent(core: Cached) -> str | None:
+    """The parameter that a warmer gives its session to: the only one that is left out of the key and has to be given."""
+    theirs = core.signature.excluded - core.signature.provided
+    parameters = inspect.signature(core.function).parameters
+    wanted = [name for name in theirs if parameters[name].default is inspect.Parameter.empty]
+    return wanted[0] if len(wanted) == 1 else None
+
+
+def _manager_of(core: weakref.ref[Cached]) -> Any:
+    alive = core()
+    return None if alive is None else alive.manager
 
 
 _VERBS = (

@@ -18,7 +18,6 @@ from aiocache_aura.context import Id
 from aiocache_aura.errors import ConfigurationError
 from aiocache_aura.invalidating import InvalidateOptions, make_invalidating
 from aiocache_aura.policy import DecoratorOverrides
-from aiocache_aura.sources import declare_calls
 from aiocache_aura.types import MISSING, Call, Everyone, ManagerLike
 
 P = ParamSpec("P")
@@ -105,9 +104,9 @@ def cache(fn: Any = None, /, **options: Any) -> Any:
         self_key: What stands for `self` in the key of a method; its class always is in it.
         name: Instead of the module and name of the function, in its keys; `version` is added to it.
         returns: The type to store the result as, instead of the return annotation; the result is converted to it for every caller.
-        warm: The calls that warmers make of it: a list such as `[(1,), {"restaurant_id": 2}]`, or a function, async or not, of `(db,
-        tenant_id)` that gives them. policy: Fields of `CachePolicy`, such as `ttl="5m"`, `stale="1h"`, `tenant_aware=True`. `ttl` may be a
-        function of the result.
+        warm: The calls that warmers make of it: a list such as `[(1,), {"restaurant_id": 2}]`, or a function or generator, async or not, of
+            `(db, tenant_id)` that gives them. A parameter in `exclude` that they leave out is given the warmer's session. Not of methods.
+        policy: Fields of `CachePolicy`, such as `ttl="5m"`, `stale="1h"`, `tenant_aware=True`. `ttl` may be a function of the result.
     """
     if isinstance(fn, str):
         raise ConfigurationError(f"cache({fn!r}): a cache type is given as cache(cache_type={fn!r})")
@@ -149,14 +148,7 @@ def _decorator(name: str, cache_type: str | None, fn: Any, options: dict[str, An
         if names in own and not isinstance(own[names], str) and not callable(own[names]):
             own[names] = tuple(own[names])  # an iterator would be empty for the next way in which a method is called
     decided = CacheOptions(cache_type=chosen, policy=options, **own)
-
-    def decorate(function: Any) -> Any:
-        made = make_cached(function, decided)
-        if decided.warm is not None:
-            declare_calls(made, chosen, decided.warm)
-        return made
-
-    return decorate if fn is None else decorate(fn)
+    return (lambda function: make_cached(function, decided)) if fn is None else make_cached(fn, decided)
 
 
 class InvalidateDecorator(Protocol):

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, TypeAlias, cast
 
 from aiocache_aura.context import Id, id_text, identity
 from aiocache_aura.deferral import Held
-from aiocache_aura.engine import Engine
 from aiocache_aura.errors import BackendError
 from aiocache_aura.generations import Address, Addresses
 from aiocache_aura.recorder import Recorder
+from aiocache_aura.renewing import Engine
 from aiocache_aura.stores.base import Scopes
 from aiocache_aura.terms import Terms, fall_back
 from aiocache_aura.types import Everyone, Explanation, Uncached
@@ -62,6 +62,12 @@ class WarmingRun(Protocol):
 
     async def call(self, engine: Engine, address: Address, terms: Terms, load: Callable[[], Awaitable[Any]]) -> Any:
         """What is stored, or a load of lowest priority."""
+        ...
+
+    async def many(
+        self, engine: Engine, addresses: Sequence[Address], terms: Terms, load: Callable[[list[int]], Awaitable[Any]]
+    ) -> list[Any]:
+        """`call` for a batch: its values by position, MISSING where there is none."""
         ...
 
 

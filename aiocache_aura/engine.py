@@ -16,8 +16,7 @@ Values that cannot be stored are handed to all callers of the flight as the one 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -29,7 +28,6 @@ from aiocache_aura.errors import BackendError, LoadTimeoutError
 from aiocache_aura.freshness import is_due, stands_in_for
 from aiocache_aura.generations import Address
 from aiocache_aura.loading import Loading, LoadMany
-from aiocache_aura.planting import Renewal
 from aiocache_aura.resilience.single_flight import LEFT_OUT, RETRY, Flight, Load, Paused, Waiter
 from aiocache_aura.stores.base import Claim, Jobs, Port, Tokens
 from aiocache_aura.terms import Terms, fall_back
@@ -254,32 +252,6 @@ class Engine(Loading):
                 return value
             flight = None
 
-    async def warm(
-        self, address: Address, terms: Terms, load: Load, renewal: Renewal, turn: Callable[[], AbstractAsyncContextManager[Any]]
-    ) -> tuple[bool | None, Any]:
-        """For a warmer: what is stored, unless it is to be renewed; else a load, like any other, in the warmer's `turn`.
-
-        With it, whether there was a value to renew; None if nothing was loaded for this. A load that is under way is joined, here or in
-        another process. May raise BackendError.
-        """
-        terms = replace(terms, soft=None, hard=None)
-        while True:
-            began, started = self._tick.now, self._monotonic()
-            held, sight = await self._look(address, terms)
-            entry = sight.entry
-            if held is not None and held.is_fresh and held.error is None and entry is not None and not renewal.is_due(entry, self._time()):
-                return None, held.value
-            async with turn():
-                flight = self.flights.get(address.key)
-                if flight is None:
-                    flight, waiter = self._take_off(address, terms, load, began, self._budget, sight, held=held)
-                else:
-                    flight.refuse_recursion()
-                    waiter = flight.board(began, load if terms.personal else None, content=held is not None)
-                value = await self._outcome(flight, waiter, terms, started, None)
-            if value is not RETRY and value is not LEFT_OUT:
-                return held is not None, value
-
     # Batches
 
     async def get_or_load_many(self, addresses: Sequence[Address], terms: Terms, load: LoadMany) -> list[Any]:
@@ -346,9 +318,15 @@ class Engine(Loading):
         return key not in self._under_way and self.flights.filled_since(key, asked)
 
     def _board_all(
-        self, batch: Batch, wanted: Sequence[int], began: int, left: float, seen: Mapping[int, bytes | None]
+        self,
+        batch: Batch,
+        wanted: Sequence[int],
+        began: int,
+        left: float,
+        seen: Mapping[int, bytes | None],
+        content: Container[int] = (),
     ) -> dict[int, tuple[Flight, Waiter]]:
-        """Join the flights there are and lead one batch for the rest, in one synchronous stretch."""
+        """Join the flights there are and lead one batch for the rest, in one synchronous stretch; `content`: of which there is a value."""
         addresses, terms, _ = batch
         led: dict[int, Flight] = {}
         aboard: dict[int, tuple[Flight, Waiter]] = {}
@@ -357,9 +335,9 @@ class Engine(Loading):
         for n in wanted:
             flight = self.flights.get(addresses[n].key)
             if flight is None:
-                flight = led[n] = self.flights.open(addresses[n].key, addresses[n].scopes)
+                flight = led[n] = self.flights.open(addresses[n].key, addresses[n].scopes, refreshes=n in content)
                 flight.outlives = terms.keep_loading
-            aboard[n] = flight, flight.board(began)
+            aboard[n] = flight, flight.board(began, content=n in content)
         if led:
             self.flights.start(list(led.values()), partial(self._fly_many, batch, led, left, seen))
         return aboard

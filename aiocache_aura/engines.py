@@ -19,7 +19,7 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, TypeAlias
 
-from aiocache_aura.engine import Engine
+from aiocache_aura.renewing import Engine
 
 Work: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 

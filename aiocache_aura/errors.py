@@ -59,7 +59,12 @@ class LoadFailedError(CacheError, RuntimeError):
 
 
 class BackendError(CacheError):
-    """The server could not be reached, refused the command, or answered with an error."""
+    """The server could not be reached, refused the command, or answered with an error.
+
+    `code` is the word that the server's error began with, such as "OOM"; "" where it said none.
+    """
+
+    code: str = ""
 
 
 class BackendTimeoutError(BackendError, TimeoutError):

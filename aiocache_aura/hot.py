@@ -19,7 +19,7 @@ import orjson
 
 from aiocache_aura.cache_manager import CacheManager
 from aiocache_aura.cached import Cached, cached_named
-from aiocache_aura.context import tenant_scope, user_scope, warming_scope
+from aiocache_aura.context import tenant_scope, user_scope
 from aiocache_aura.errors import BackendError, ConfigurationError
 from aiocache_aura.heat import HotKey, merged
 from aiocache_aura.recipes import Recipe
@@ -131,16 +131,15 @@ def _call_of(manager: CacheManager, one: HotKey) -> tuple[Cached, Recipe] | None
 async def _make(call: tuple[Cached, Recipe], run: Run, room: anyio.Semaphore) -> None:
     cached, recipe = call
     try:
-        await run.finish(_called(cached, recipe, run))
+        await run.finish(_called(cached, recipe))
     finally:
         room.release()
 
 
-async def _called(cached: Cached, recipe: Recipe, run: Run) -> Any:
+async def _called(cached: Cached, recipe: Recipe) -> Any:
     signature = cached.signature
     arguments: dict[str, Any] = {**dict.fromkeys(signature.provided, MISSING), **recipe.arguments}
     with ExitStack() as scopes:
-        scopes.enter_context(warming_scope(run))
         if recipe.tenant is not None:
             scopes.enter_context(tenant_scope(recipe.tenant))
         if recipe.user is not None:

@@ -17,10 +17,11 @@ from aiocache_aura.terms import Terms
 class Loaded:
     """What a load gave, in this process or another: handed out as a copy for each caller, or as the one object, or raised."""
 
-    __slots__ = ("_schema", "_sealed", "error", "value")
+    __slots__ = ("_schema", "_sealed", "error", "unstored", "value")
 
     def __init__(self, value: Any, sealed: tuple[int, bytes | memoryview] | None, schema: int, error: Exception | None = None) -> None:
         self.value, self._sealed, self._schema, self.error = value, sealed, schema, error
+        self.unstored: Exception | None = None  # why it is not stored, although it was to be
 
     def take(self, terms: Terms) -> Any:
         """It, as a read of the store by these terms gives it; RETRY where such a read would miss, for another type is declared."""

@@ -264,7 +264,9 @@ class Loading(Planting):
             sealed = self._sealed(terms, value)
         except (SerializationError, ValueTooLargeError, Misjudged) as error:
             self._note_unstorable(terms, error)
-            return Loaded(value, None, terms.serializer.schema), None
+            loaded = Loaded(value, None, terms.serializer.schema)
+            loaded.unstored = error
+            return loaded, None
         copies = None if terms.share or sealed is None or sealed.kind else sealed.body
         return Loaded(value, copies, terms.serializer.schema), sealed
 
@@ -328,6 +330,8 @@ class Loading(Planting):
             self._fault(error, terms)
             for n, _, _ in fills:
                 self._give_back(addresses[n], claims[n], terms)
+                if (result := results[n]) is not None:
+                    result[0].unstored = error
             return confirmed
         taken = [(n, fill) for (n, fill, _), verdict in zip(fills, verdicts, strict=True) if verdict.accepted]
         self._count_sets(terms, [(addresses[n], len(fill.raw), lives[n]) for n, fill in taken], started)

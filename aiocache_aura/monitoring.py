@@ -25,7 +25,7 @@ from aiocache_aura import hot
 from aiocache_aura.advice import advice
 from aiocache_aura.cache_manager import CacheManager
 from aiocache_aura.errors import BackendError, ConfigurationError
-from aiocache_aura.health import Health, check_health
+from aiocache_aura.health import Health, HealthLimits, check_health
 from aiocache_aura.heat import HotKey
 from aiocache_aura.jobs import Job
 from aiocache_aura.keys import split_owner
@@ -43,10 +43,14 @@ Types = Mapping[str, Counts]
 
 
 class CacheMonitor:
-    """What watches a manager: `cache_monitor` the process-wide one, which is looked up at each call, `CacheMonitor(manager)` any other."""
+    """What watches a manager: `cache_monitor` the process-wide one, which is looked up at each call, `CacheMonitor(manager)` any other.
+
+    `limits`, a `HealthLimits`, say from where on something is an issue: `monitor.limits = HealthLimits(hit_rate=0.8)`.
+    """
 
     def __init__(self, manager: CacheManager | None = None) -> None:
         self._manager = manager
+        self.limits = HealthLimits()
         self._watch: Watch | None = None
 
     def __repr__(self) -> str:
@@ -78,7 +82,8 @@ class CacheMonitor:
 
     async def check_health(self) -> Health:
         """{"status": "healthy", "degraded" or "unhealthy", "issues": [...], "checks": {...}}; each issue says what to do."""
-        return await check_health(self.manager, loop_lag=self._watch.lag if self._watch is not None and self._is_running else 0.0)
+        lag = self._watch.lag if self._watch is not None and self._is_running else 0.0
+        return await check_health(self.manager, thresholds=self.limits, loop_lag=lag)
 
     async def get_cache_report(self, last_minutes: float = 60, *, fleet: bool = False) -> CacheReport:
         """All of it: by type, health, memory, connections, hot keys, slow operations, warmers, advice; `str()` of it is text.
@@ -107,7 +112,7 @@ class CacheMonitor:
             types={name: metrics(counts, cache_type=name, minutes=last_minutes) for name, counts in asked.items()},
             health=health,
             memory=_memory(manager, health),
-            connections=_connections(health),
+            connections=_connections(manager, health),
             hot_keys=_hot(keys, log_keys=manager.settings.log_keys),
             slow_operations=[told(one) for one in _slow(manager, last_minutes)],
             warmers=[_told_of(job) for job in manager.jobs],
@@ -197,7 +202,7 @@ class CacheMonitor:
         manager = self.manager
         self._watch = Watch(
             manager,
-            lambda lag: check_health(manager, loop_lag=lag),
+            lambda lag: check_health(manager, thresholds=self.limits, loop_lag=lag),
             interval,
             on_unhealthy=on_unhealthy,
             on_recovered=on_recovered,
@@ -290,11 +295,11 @@ def _memory(manager: CacheManager, health: Health) -> dict[str, Any]:
     }
 
 
-def _connections(health: Health) -> list[dict[str, Any]]:
+def _connections(manager: CacheManager, health: Health) -> list[dict[str, Any]]:
     """The lanes of this event loop, and the pool of `RedisClient` if there is one."""
-    value = _value(health, "connections")
-    pool = value.get("pool")
-    return [*value.get("lanes", ()), *([] if pool is None else [{"role": "RedisClient", **pool}])]
+    engine, pool = manager.engine_now(), _value(health, "connections").get("pool")
+    lanes = [] if engine is None else [asdict(one) for one in engine.port.connections()]
+    return [*lanes, *([] if pool is None else [{"role": "RedisClient", **pool}])]
 
 
 def _value(health: Health, check: str) -> Mapping[str, Any]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeVar, Unpack, overload
 
 from aiocache_aura import keys
 from aiocache_aura.codecs.serializers import serializer_for
 from aiocache_aura.context import Id, Identity, id_text, identity
 from aiocache_aura.desk import Desk, Who, explained, listed, narrowed, refuse_awaitable, unshared, unwrapped, warming_run
-from aiocache_aura.engine import Engine
 from aiocache_aura.errors import BackendError
 from aiocache_aura.generations import Address, tag_extra
 from aiocache_aura.owner import owner_of
 from aiocache_aura.policy import CachePolicy, PolicyOverrides, seconds
+from aiocache_aura.renewing import Engine
 from aiocache_aura.resilience.threads import call_any
 from aiocache_aura.terms import Terms
 from aiocache_aura.types import MISSING, TTL, CacheEntry, Explanation
@@ -244,7 +245,9 @@ class Cache:
         if engine is None:
             loaded = await load(list(range(len(wanted))))
             return {wanted[n]: unwrapped(value) for n, value in loaded.items()}
-        values = await engine.get_or_load_many(addresses, plan.terms, load)
+        run = warming_run()
+        ask = engine.get_or_load_many if run is None else partial(run.many, engine)
+        values = await ask(addresses, plan.terms, load)
         return {key: value for key, value in zip(wanted, values, strict=True) if value is not MISSING}
 
     async def _engine_or_none(self, what: str) -> Engine | None:

@@ -2,36 +2,48 @@
 
 A warmer's values come from a query that began long before they are stored, and nobody asked for them; so they give way to everything.
 
-    capture   before the source's first step: the generations that its entries will depend on, planted where they are missing (M6)
+    capture   before the source is opened: the generations that its entries will depend on, planted where they are missing (M6)
     look      of each batch, in one round trip: what is stored under the keys, and the generations as they are now. What a read would be
-    given, and is not due to be renewed, is left as it is store     in one round trip: where nothing was seen, if there still is nothing;
-    where something was seen, if it still is that
+              given, and is not due, or is younger than the source, is left as it is
+    store     in one round trip: where nothing was seen, if there still is nothing; where something was seen, if it still is that
 
 Invariants
-- Entries carry the captured generations: an invalidation since the source began makes them match nothing, whenever they are stored (P3). A
-  batch whose look finds other generations is not stored at all: the source is `Voided`, and has to begin again.
-- What was stored since the look, by a user's load or `set`, is younger than ours and stays. No permit and no lease is taken away: a load
-  that is under way stores over what was planted.
-- What cannot be seen: a `delete` of one key since the source began, and an invalidation of a tag that was named first with a value. Sources
-  that yield calls of cached functions do not have that hole: those are loads like any other.
+- Entries carry generations that were captured before the source began to read: an invalidation since then makes them match nothing,
+  whenever they are stored (P3). A batch whose look finds other ones is not stored at all: the source is `Voided`, and begins again.
+- A scope that is first named with a value (a tenant, a tag) was not captured in time: what depends on it is left for a second reading of
+  the source, which begins after the capture.
+- What was stored since the look, by a user's load or `set`, is younger than ours and stays; so is what was stored since the source began.
+  No permit and no lease is taken away (M9): a load that is under way stores over what was planted, unless something has voided it.
+- A `delete` of a key, by this or another process, leaves nothing behind that a look could see: a value that the source has read before is
+  stored after it. Sources that yield calls of cached functions do not have that hole: those are loads like any other.
+- Generations are kept alive while the source runs, and for as long as what was planted lives (M8).
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+import os
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, NamedTuple, TypeAlias
 
-from aiocache_aura.codecs.envelope import Entry, seal
+from aiocache_aura import keys
+from aiocache_aura.codecs.envelope import Entry, key_checksum, sealed
 from aiocache_aura.entries import finite
-from aiocache_aura.errors import CacheError, SerializationError, ValueTooLargeError
+from aiocache_aura.errors import CacheError, ConfigurationError, SerializationError, ValueTooLargeError
+from aiocache_aura.events import Stored
 from aiocache_aura.generations import Address
 from aiocache_aura.looking import Looking
+from aiocache_aura.policy import jittered
 from aiocache_aura.stores.base import Scopes, Tokens
 from aiocache_aura.terms import FOR_EVER, Terms
 
-PATIENCE = 5.0  # seconds that a batch may take: nobody waits for it
-AT_ONCE = 8  # values that are encoded before others may go on
+PATIENCE: Final = 5.0  # seconds that a batch may take: nobody waits for it
+AT_ONCE: Final = 8  # values that are encoded before others may go on
+REQUEST_BYTES: Final = 64 * 1024
+KEPT_ALIVE: Final = 30.0  # seconds after which generations are looked after again
+MOST_SCOPES: Final = 10_000  # that a source names with its values, and that are remembered
+
+Breathe: TypeAlias = Callable[[], Awaitable[None]]
 
 
 class Voided(CacheError):
@@ -50,71 +62,192 @@ class Renewal:
         return self.everything or entry.left(now) <= self.within or now - entry.created >= self.older
 
 
+class Bed:
+    """Where values of one owner, with the same tags and terms, are planted: their addresses, but for the key."""
+
+    __slots__ = ("_address", "_head", "extras", "flags", "scopes", "terms")
+
+    def __init__(self, address: Address, terms: Terms) -> None:
+        """`address` is that of any key."""
+        self._address, self.terms = address, terms
+        self._head = address.key[: -len(address.tail.encode())]
+        self.scopes, self.extras, self.flags = address.scopes, address.extras, address.flags
+
+    def key(self, key: str) -> bytes:
+        return self._head + keys.user_tail(key).encode()
+
+    def address(self, key: bytes) -> Address:
+        return replace(self._address, key=key, checksum=key_checksum(key), tail=key[len(self._head) :].decode())
+
+
 class Pair(NamedTuple):
     """A value to store, and where."""
 
-    address: Address
+    key: bytes
     value: Any
-    terms: Terms
+    bed: Bed
+
+
+class Ground:
+    """The generations that the entries of a source carry, captured before it began, and what it has named since."""
+
+    __slots__ = ("began", "life", "looked_after", "new", "tokens")
+
+    def __init__(self) -> None:
+        self.tokens: dict[bytes, bytes | None] = {}
+        self.new: dict[bytes, bytes | None] = {}
+        self.life = self.began = self.looked_after = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Ground {len(self.tokens)} scopes, {len(self.new)} new>"
+
+    def covers(self, scopes: Scopes) -> bool:
+        return all(scope in self.tokens for scope in scopes)
+
+    def settle(self) -> frozenset[bytes]:
+        """What was named is captured for the next reading; which scopes those are."""
+        named = frozenset(self.new)
+        self.tokens.update(self.new)
+        self.new = {}
+        return named
 
 
 class Planted(NamedTuple):
-    """What became of a batch: how many were stored anew, in the place of another value, left alone; what could not be stored."""
+    """What became of a batch: how many were stored anew, in the place of another value, left alone; those that are to come again, since
+    they name a scope for the first time; what could not be stored. `size` is what it took, in bytes."""
 
     loaded: int
     refreshed: int
     skipped: int
-    refused: list[tuple[Address, Exception]]
+    unsure: int
+    refused: list[Exception]
+    size: int
+
+
+class _Item(NamedTuple):
+    key: bytes
+    raw: bytes
+    life: float | None
+    seen: bytes | None
+    ttl: float
+    bed: Bed
 
 
 class Planting(Looking):
     """What stores in bulk. Every method may raise BackendError."""
 
-    async def capture(self, scopes: Scopes, life: float) -> dict[bytes, bytes | None]:
-        """The generations as they are now, for entries that live so long."""
-        return dict((await self._port.generations(scopes, life=finite(life), timeout=PATIENCE)).found)
+    async def capture(self, scopes: Iterable[bytes], life: float, ground: Ground | None = None) -> Ground:
+        """The generations as they are now, for entries that live so long, and for what a source reads from now on."""
+        ground = Ground() if ground is None else ground
+        ground.life = max(ground.life, life)
+        await self._hold(ground, tuple(dict.fromkeys((*scopes, *ground.tokens))), ground.tokens)
+        ground.began = self._time()
+        return ground
 
-    async def plant(
-        self, batch: Sequence[Pair], captured: dict[bytes, bytes | None], renewal: Renewal, breathe: Callable[[], Awaitable[None]]
-    ) -> Planted:
+    async def _hold(self, ground: Ground, scopes: Scopes, into: dict[bytes, bytes | None]) -> None:
+        """Plant these generations where they are missing, and have them live as long as what depends on them."""
+        ground.looked_after = self._monotonic()
+        if scopes:
+            into.update((await self._port.generations(scopes, life=finite(ground.life), timeout=PATIENCE)).found)
+
+    async def plant(self, batch: Sequence[Pair], ground: Ground, renewal: Renewal, breathe: Breathe) -> Planted:
         """Store what is not there or due; raises Voided if a captured generation is not what it was. `breathe` lets others go on."""
-        started = self._monotonic()
-        scopes = tuple(dict.fromkeys(scope for scopes in {pair.address.scopes for pair in batch} for scope in scopes))
-        new = tuple(scope for scope in scopes if scope not in captured)
-        if new:  # of tags that are named here for the first time
-            captured.update(await self.capture(new, max(pair.terms.reach for pair in batch)))
-        there, tokens = await self._port.look([pair.address.key for pair in batch], scopes, timeout=PATIENCE)
-        if any(tokens.found[scope] != captured[scope] for scope in scopes):
+        beds = dict.fromkeys(pair.bed for pair in batch)
+        known = {bed for bed in beds if ground.covers(bed.scopes)}
+        await self._tend(ground, beds, known)
+        unsure = 0 if len(known) == len(beds) else sum(pair.bed not in known for pair in batch)
+        sure = [pair for pair in batch if pair.bed in known and pair.bed.terms.life]
+        if not sure:
+            return Planted(0, 0, len(batch) - unsure, unsure, [], 0)
+        scopes = tuple(dict.fromkeys(scope for bed in known for scope in bed.scopes))
+        there, tokens = await self._port.look([pair.key for pair in sure], scopes, timeout=PATIENCE)
+        if any(tokens.found[scope] != ground.tokens[scope] for scope in scopes):
             raise Voided("what its entries depend on was invalidated, or evicted, while it ran")
-        wanted = [(pair, seen) for pair, seen in zip(batch, there, strict=True) if not await self._is_kept(pair, seen, tokens, renewal)]
-        refused: list[tuple[Address, Exception]] = []
-        items, created = [], self._time()
+        wanted = []
+        for n, (pair, seen) in enumerate(zip(sure, there, strict=True)):
+            if seen is not None:
+                if n % AT_ONCE == AT_ONCE - 1:
+                    await breathe()
+                if await self._is_kept(pair, seen, tokens, ground, renewal):
+                    continue
+            wanted.append((pair, seen))
+        loaded, refreshed, refused, size = await self._store_all(wanted, tokens, breathe)
+        skipped = len(batch) - unsure - loaded - refreshed - len(refused)
+        return Planted(loaded, refreshed, skipped, unsure, refused, max(size, sum(len(raw) for raw in there if raw is not None)))
+
+    async def _tend(self, ground: Ground, beds: Iterable[Bed], known: set[Bed]) -> None:
+        """Have the generations live long enough, and those captured that are named for the first time."""
+        reach = max(bed.terms.reach for bed in beds)
+        if reach > ground.life or self._monotonic() - ground.looked_after >= KEPT_ALIVE:
+            ground.life = max(ground.life, reach)
+            # What is missing by now is planted anew: not what was captured, as the look will tell.
+            await self._hold(ground, tuple(ground.tokens), {})
+        named = [scope for bed in beds if bed not in known for scope in bed.scopes if scope not in ground.tokens]
+        new = tuple(dict.fromkeys(scope for scope in named if scope not in ground.new))
+        if len(ground.new) + len(new) > MOST_SCOPES:
+            raise ConfigurationError(
+                f"a source names more than {MOST_SCOPES:,} tenants and tags with its pairs: name the tags in tags=[...] of the source, "
+                "warm for a tenant at a time, or yield calls of cached functions"
+            )
+        if new:
+            await self._hold(ground, new, ground.new)
+
+    async def _store_all(
+        self, wanted: Sequence[tuple[Pair, bytes | None]], tokens: Tokens, breathe: Breathe
+    ) -> tuple[int, int, list[Exception], int]:
+        """Encode and store, in requests of bounded size: (stored anew, in the place of another, refused, bytes)."""
+        refused: list[Exception] = []
+        done = [0, 0]
+        items: list[_Item] = []
+        size = waiting = 0
+        created, ids = self._time(), os.urandom(8 * len(wanted))
         for n, (pair, seen) in enumerate(wanted):
             if n % AT_ONCE == AT_ONCE - 1:
                 await breathe()
             try:
-                items.append(self._planted(pair, tokens, created, seen))
+                items.append(self._item(pair, seen, tokens, created, ids[8 * n : 8 * n + 8]))
             except (SerializationError, ValueTooLargeError) as error:
-                refused.append((pair.address, error))
-        stored = await self._port.plant(items, timeout=PATIENCE)
-        done = [item for item, written in zip(items, stored, strict=True) if written]
-        if done:
-            at = {pair.address.key: pair for pair in batch}
-            told = [(at[key].address, len(raw), FOR_EVER if life is None else life - at[key].terms.stale) for key, raw, life, _ in done]
-            self._count_sets(at[done[0][0]].terms, told, started)
-        loaded = sum(seen is None for _, _, _, seen in done)
-        return Planted(loaded, len(done) - loaded, len(batch) - len(done) - len(refused), refused)
+                refused.append(error)
+                continue
+            size += len(items[-1].raw)
+            waiting += len(items[-1].raw)
+            if waiting >= REQUEST_BYTES:
+                await self._store_some(items, done)
+                items, waiting = [], 0
+        await self._store_some(items, done)
+        return done[0], done[1], refused, size
 
-    async def _is_kept(self, pair: Pair, seen: bytes | None, tokens: Tokens, renewal: Renewal) -> bool:
-        """Whether a read would be given what is there, and it is not due."""
-        if seen is None:
-            return False
-        sight = await self._examine(pair.address, pair.terms, (seen, tokens))
-        return sight.has_value and sight.entry is not None and not renewal.is_due(sight.entry, self._time())
-
-    def _planted(self, pair: Pair, tokens: Tokens, created: float, seen: bytes | None) -> tuple[bytes, bytes, float | None, bytes | None]:
-        address, value, terms = pair
-        fingerprint = tokens.fingerprint(address.scopes)
+    def _item(self, pair: Pair, seen: bytes | None, tokens: Tokens, created: float, entry_id: bytes) -> _Item:
+        key, value, bed = pair
+        terms, fingerprint = bed.terms, tokens.fingerprint(bed.scopes)
         assert fingerprint is not None  # what was captured is there
-        entry = self._entry(terms, address, self._encode_explicit(terms, value), fingerprint, created, 0.0, life=terms.life)
-        return address.key, seal(address.checksum, entry), finite(entry.ttl + entry.stale), seen
+        codec, payload = self._encode_explicit(terms, value)
+        ttl = jittered(terms.life, terms.jitter)
+        head = (codec, bed.flags, created, ttl, terms.stale, 0.0, terms.serializer.schema, fingerprint)
+        return _Item(key, sealed(entry_id, key_checksum(key), head, bed.extras, payload), finite(ttl + terms.stale), seen, ttl, bed)
+
+    async def _store_some(self, items: Sequence[_Item], done: list[int]) -> None:
+        if not items:
+            return
+        started = self._monotonic()
+        written = await self._port.plant([item[:4] for item in items], timeout=PATIENCE)
+        stored = [item for item, is_written in zip(items, written, strict=True) if is_written]
+        again = sum(item.seen is not None for item in stored)
+        done[0] += len(stored) - again
+        done[1] += again
+        seconds = self._monotonic() - started
+        for item in stored:
+            item.bed.terms.counts.sets += 1
+        if stored:
+            stored[0].bed.terms.counts.took("set", seconds)
+        if self._events.wants(Stored):
+            for item in stored:
+                told = self._told(item.bed.address(item.key))
+                self._events.tell(Stored(**told, seconds=seconds, size=len(item.raw), ttl=item.ttl))
+
+    async def _is_kept(self, pair: Pair, seen: bytes, tokens: Tokens, ground: Ground, renewal: Renewal) -> bool:
+        """Whether a read would be given what is there, and it is not due, or is younger than the source."""
+        sight = await self._examine(pair.bed.address(pair.key), pair.bed.terms, (seen, tokens))
+        if not sight.has_value or sight.entry is None:
+            return False
+        return sight.entry.created >= ground.began or not renewal.is_due(sight.entry, self._time())

@@ -87,12 +87,12 @@ class Windows:
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
         self._looked: dict[int, dict[str, tuple[Counts, Counts]]] = {}  # the window, and all that was counted, as they were then
-        self._until = dict.fromkeys(LENGTHS, 0.0)
+        self._until: dict[int, float] = {}
 
     async def read(self) -> dict[int, dict[str, Counts]]:
         """By length, in minutes, and cache type."""
         for length in LENGTHS:
-            if length not in self._looked or self._recorder.clock.monotonic() >= self._until[length]:
+            if length not in self._until or self._recorder.clock.monotonic() >= self._until[length]:
                 await self._look_up(length)
         return {length: {name: self._now(length, name) for name in self._recorder.cache_types} for length in LENGTHS}
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from aiocache_aura.stores.connections import Keeper
+    from aiocache_aura.stores.statistics import Pool
 
 DEFAULTS: dict[str, Any] = {
     "max_connections": 50,
@@ -65,6 +66,16 @@ class RedisClient:
             if loop is not None:
                 cls._keep(loop, client)
         return client
+
+    @classmethod
+    def pool(cls) -> Pool | None:
+        """How busy the pool of this loop's client is: in use, idle, most, and callers that wait; None where nobody has used it."""
+        client = cls._clients.get((os.getpid(), _running_loop()))
+        if client is None:
+            return None
+        from aiocache_aura.stores.connections import told_of
+
+        return told_of(client.connection_pool)
 
     @classmethod
     async def aclose(cls) -> None:

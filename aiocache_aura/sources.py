@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -16,18 +16,33 @@ from aiocache_aura.keys import check_type_name
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """What fills a cache type. `tags`: what its values are tagged with; an invalidation of these while it runs is not overwritten."""
+    """What fills a cache type. `tags`: those that its pairs may name; an invalidation of these while it runs is seen.
+
+    One that `warm=` of a decorator declares gives the arguments of calls: of `calls`, whose parameter `lent` is given the session.
+    `manager` is that of its entries: a function of no argument, since the process-wide one is looked up each time; None for any.
+    """
 
     cache_type: str
     function: Callable[..., Any] = field(repr=False)
     name: str
     tags: tuple[str, ...] = ()
+    calls: weakref.ref[Any] | None = None
+    lent: str | None = None
+    manager: Callable[[], Any] | None = None
+
+    @property
+    def makes_calls(self) -> bool:
+        return self.calls is not None
 
     @property
     def takes_db(self) -> bool:
-        return "db" in _roles(self.function).values()
+        return self.lent is not None or "db" in _roles(self.function).values()
+
+    def serves(self, manager: Any) -> bool:
+        """Whether its entries are this manager's; not once the function is gone whose calls it makes."""
+        return (self.calls is None or self.calls() is not None) and (self.manager is None or self.manager() is manager)
 
     def bound(self, db: Any, tenant_id: Any) -> Callable[[], Any]:
         """The function with what it takes of the session, the tenant and the user of the task."""
@@ -36,6 +51,16 @@ class Source:
         told = {name: known[role] for name, role in _roles(self.function).items()}
         places = [told.pop(name) for name, one in parameters.items() if name in told and one.kind is one.POSITIONAL_ONLY]
         return functools.partial(self.function, *places, **told)
+
+    def step(self, item: Any, db: Any) -> Any:
+        """What its run is to do with what it gave: that itself, or a call with that."""
+        function = None if self.calls is None else self.calls()
+        if function is None:
+            return item
+        lent = {} if self.lent is None else {self.lent: db}
+        if isinstance(item, Mapping):
+            return function(**{**lent, **item})
+        return function(*item, **lent) if isinstance(item, tuple | list) else function(item, **lent)
 
 
 _ROLES = {"db": "db", "session": "db", "tenant_id": "tenant_id", "restaurant_id": "tenant_id", "user_id": "user_id"}
@@ -67,11 +92,23 @@ class Sources:
     def add(self, source: Source) -> None:
         self._by_type.setdefault(source.cache_type, []).append(source)
 
-    def of(self, cache_type: str) -> list[Source]:
-        return list(self._by_type.get(cache_type, ()))
+    def of(self, cache_type: str, manager: Any) -> list[Source]:
+        """Those of a type that serve this manager."""
+        found = self._by_type.get(cache_type, [])
+        found[:] = [source for source in found if source.calls is None or source.calls() is not None]
+        return [source for source in found if source.serves(manager)]
+
+    @property
+    def types(self) -> list[str]:
+        """The cache types that have a source."""
+        return [name for name, found in self._by_type.items() if found]
+
+    def all(self) -> list[Source]:
+        """Each source, of whatever type."""
+        return [source for found in self._by_type.values() for source in found]
 
     def __len__(self) -> int:
-        return sum(map(len, self._by_type.values()))
+        return len(self.all())
 
     def forget(self) -> None:
         """Have no source any more: for tests that declare their own."""
@@ -86,14 +123,15 @@ def decorator(sources: Sources, cache_type: str, tags: Iterable[str]) -> Callabl
     """Makes a function a source, and leaves it as it is."""
     check_type_name(cache_type)
     if isinstance(tags, str):
-        raise ConfigurationError(f"tags={tags!r}: they are a list of texts")
+        raise ConfigurationError(f"tags={tags!r}: they are a list, such as tags=[{tags!r}]")
+    told = tuple(tags)
 
     def declare(function: F) -> F:
         if not callable(function):
             raise TypeError(f"a source is a function, not {type(function).__name__}")
         _roles(function)
         name = getattr(function, "__qualname__", repr(function))
-        sources.add(Source(cache_type, function, name, tuple(tags)))
+        sources.add(Source(cache_type=cache_type, function=function, name=name, tags=told))
         return function
 
     return declare
@@ -106,38 +144,30 @@ def warm_source(cache_type: str, /, *, tags: Iterable[str] = ()) -> Callable[[F]
     `(key, value, {"ttl": ..., "tags": [...]})` with the options of `manager.set`, or `get_menu(tenant_id)`. A plain generator runs in a
     worker thread; a function may as well return a mapping or a list of pairs, or await cached functions itself and return nothing.
 
+    Pairs are planted: what is there and fresh stays, an invalidation that comes while the source runs begins it anew. A `delete` of a key
+    that comes between the reading of its value and its storing is not seen; yield calls where that matters.
+
     Args:
         cache_type: The type of what it yields as pairs, and under which the report has it.
-        tags: The tags that its pairs are given. Only of these an invalidation is seen that comes while the source runs.
+        tags: The tags that its pairs may name. With a tag, or a tenant, that was not known when it began, it is read a second time.
     """
     return decorator(registered, cache_type, tags)
 
 
-def declare_calls(cached: Any, cache_type: str, warm: Any) -> None:
+def declare_calls(cached: Any, cache_type: str, warm: Any, *, lent: str | None, manager: Callable[[], Any]) -> None:
     """What `warm=` of a cached function declares: the calls of it that warmers make."""
-    if not callable(warm) and (isinstance(warm, str | bytes) or not isinstance(warm, Iterable)):
+    if not callable(warm) and (isinstance(warm, str | bytes | Mapping) or not isinstance(warm, Iterable)):
         raise ConfigurationError(f"warm={warm!r:.60}: it is a list of the calls to warm: [(1,), (2,)], or a function that gives one")
-    alive = weakref.ref(cached)
-    inner = warm if callable(warm) else None
-
-    async def calls(db: Any = None, tenant_id: Any = None) -> AsyncIterator[Any]:
-        function = alive()
-        if function is None:
-            return
-        asked: Any = warm if inner is None else Source(cache_type, inner, "warm=").bound(db, tenant_id)()
-        if inspect.isawaitable(asked):
-            asked = await asked
-        if hasattr(asked, "__aiter__"):
-            async for call in asked:
-                yield _call(function, call)
-        else:
-            for call in asked:
-                yield _call(function, call)
-
-    registered.add(Source(cache_type, calls, f"warm= of {getattr(cached, '__qualname__', cached)}"))
+    if callable(warm):
+        _roles(warm)
+    name = f"warm= of {getattr(cached, '__qualname__', cached)}"
+    function = warm if callable(warm) else _listed(tuple(warm))
+    calls = weakref.ref(cached)
+    registered.add(Source(cache_type=cache_type, function=function, name=name, calls=calls, lent=lent, manager=manager))
 
 
-def _call(function: Callable[..., Any], call: Any) -> Any:
-    if isinstance(call, Mapping):
-        return function(**call)
-    return function(*call) if isinstance(call, tuple | list) else function(call)
+def _listed(calls: tuple[Any, ...]) -> Callable[[], Any]:
+    async def listed() -> tuple[Any, ...]:
+        return calls
+
+    return listed

@@ -76,7 +76,8 @@ class WarmProgress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WarmReport:
-    """What a run has done, by cache type: `report["menu"].loaded`; `str(report)` is a table. Seconds are those of the whole run."""
+    """What a run has done, by cache type: `report["menu"].loaded`; `str(report)` is a table; true if it is `ok`. Seconds are those of the
+    whole run."""
 
     types: Mapping[str, TypeReport] = field(default_factory=dict)
     tenant_id: str | None = None
@@ -107,6 +108,13 @@ class WarmReport:
         return [f"{name}: {error}" for name, one in self.types.items() for error in one.errors]
 
     @property
+    def keys_per_second(self) -> float:
+        return sum(one.keys for one in self.types.values()) / self.seconds if self.seconds else 0.0
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    @property
     def ok(self) -> bool:
         """Whether every source came to its end, and every key was stored or there."""
         return not self.failed and all(one.ended in ("done", "skipped") for one in self.types.values())
@@ -120,7 +128,7 @@ class WarmReport:
         width = max((len(one.cache_type) for one in told), default=0)
         lines = [
             f"  {one.cache_type:{width}}  {one.loaded:>9,} loaded  {one.refreshed:>9,} refreshed  {one.skipped:>9,} skipped"
-            f"  {one.failed:>7,} failed  {one.seconds:8.2f} s  {one.ended}"
+            f"  {one.failed:>7,} failed  {one.seconds:8.2f} s  {one.keys_per_second:>9,.0f} keys/s  {one.ended}"
             for one in told
         ]
         without = [f"  without a source: {', '.join(idle)}"] if idle else []

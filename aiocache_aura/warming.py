@@ -4,76 +4,90 @@
     calls    of cached functions that are not awaited become tasks, a few at a time; those that the source awaits itself come here as well,
              since its context says for which run it works
 
+A source is read again from its beginning, once, if what its pairs depend on was invalidated meanwhile; and once more for those of its pairs
+that named a tenant or a tag for the first time.
+
 Invariants
 - A run is last in line: loads take turns that all runs of a warmer share, keys are bounded by a rate, and no step keeps the event loop for
   longer than `SLICE`; where others want it too, the run pauses as long as it has worked.
 - What a load calls in turn is called as by anybody: it takes no turn, or all turns could wait for one. The same goes for what is called
   after the run is over, by a task that it left behind.
-- However it ends, what the source has yielded is awaited or closed, and the source is closed.
+- The generations of pairs are captured before the source is opened, with its session, whose snapshot may be as old as it is (M6).
+- However it ends, what the source has yielded is awaited or closed, and the source is closed. What it gave before it failed is stored.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import functools
 import inspect
-import itertools
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
-from typing import Any, TypeAlias
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from contextvars import Context
+from typing import Any, Final
 
 import anyio
 import anyio.abc
 
 from aiocache_aura.clock import Clock
-from aiocache_aura.context import warming_scope
-from aiocache_aura.engine import Engine
-from aiocache_aura.errors import CacheError, ConfigurationError
+from aiocache_aura.context import identity, warming_scope
+from aiocache_aura.errors import BackendError, CacheError, ConfigurationError, MissingTenantError, MissingUserError
 from aiocache_aura.generations import Address
+from aiocache_aura.loading import LoadMany
 from aiocache_aura.namespace import Cache
-from aiocache_aura.planting import Pair, Renewal, Voided
-from aiocache_aura.resilience.threads import call_plain
-from aiocache_aura.terms import Terms
+from aiocache_aura.planting import Bed, Ground, Pair, Planted, Renewal, Voided
+from aiocache_aura.renewing import Engine, Warmed
+from aiocache_aura.terms import Terms, fall_back
+from aiocache_aura.types import MISSING
 from aiocache_aura.warm_report import Ended, TypeReport, WarmProgress
+from aiocache_aura.warming_steps import Steps, close
 
-BATCH_KEYS = 256
-CHUNK = 256  # steps that a plain source makes in its thread before they are looked at
-SLICE = 0.0002  # seconds of work before others may go on
-MOST_ERRORS = 10
-TELL_EACH = 0.1  # seconds between two words of progress
+log = logging.getLogger("aiocache_aura.warmer")
 
-Steps: TypeAlias = AsyncGenerator[Any, None]
-Turn: TypeAlias = Callable[[], AbstractAsyncContextManager[Any]]
+BATCH_FIRST: Final = 16
+BATCH_KEYS: Final = 256
+BATCH_BYTES: Final = 64 * 1024
+GATHERED_FOR: Final = 0.25  # seconds after which a batch is planted, full or not
+SLICE: Final = 0.0002  # seconds of work before others may go on
+LOOKED_AT: Final = 8  # steps between two looks at the time
+MOST_ERRORS: Final = 10
+MOST_FAULTS: Final = 3  # batches in a row that the store did not take, after which a source is given up
+TELL_EACH: Final = 0.1  # seconds between two words of progress
+REMEMBERED: Final = 32
+PAUSES: Final = (0.1, 0.5)  # seconds between attempts of a call to have the store answer
 
 
 class Pace:
-    """What the runs of one warmer share: turns for loads, and a rate of keys per second."""
+    """What the runs of one warmer share: turns for loads, places for calls, and a rate of keys per second."""
 
-    def __init__(self, clock: Clock, concurrency: int, rate: float | None) -> None:
-        self._now, self._rate = clock.monotonic, rate
-        self._turns = anyio.CapacityLimiter(concurrency)
+    def __init__(self, concurrency: int, rate: float | None) -> None:
+        self._now = asyncio.get_running_loop().time
+        self.rate = rate
+        self._turns, self.room = anyio.Semaphore(concurrency), anyio.Semaphore(concurrency)
         self._free_at = self._now()
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
         """One of the loads that may run at once."""
-        mine = object()
-        await self._turns.acquire_on_behalf_of(mine)
-        try:
+        async with self._turns:
+            await self.keys(1)
             yield
-        finally:
-            self._turns.release_on_behalf_of(mine)
 
     async def keys(self, count: int) -> None:
         """Wait until so many keys more are within the rate."""
-        if self._rate is None:
+        if self.rate is None or not count:
             return
         now = self._now()
         start = max(self._free_at, now)
-        self._free_at = start + count / self._rate
+        self._free_at = start + count / self.rate
         if start > now:
             await asyncio.sleep(start - now)
+
+    @property
+    def most_at_once(self) -> int:
+        """How many keys may be stored in one go: a quarter of a second's."""
+        return BATCH_KEYS if self.rate is None else max(min(int(self.rate / 4), BATCH_KEYS), 1)
 
 
 class Tally:
@@ -83,7 +97,11 @@ class Tally:
         self.cache_type, self._now, self._progress = cache_type, clock.monotonic, progress
         self.loaded = self.refreshed = self.skipped = self.failed = 0
         self.errors: list[str] = []
-        self.ended: Ended = "done"
+        self.ended: Ended | None = None
+        self._started: float | None = None
+        self._told_at = self._seconds = 0.0
+
+    def start(self) -> None:
         self._started = self._told_at = self._now()
 
     def fail(self, error: BaseException, *, keys: int = 1, what: str = "") -> None:
@@ -95,241 +113,332 @@ class Tally:
             self.errors.append(error)
 
     def tell(self, *, is_over: bool = False) -> None:
-        """Tell the progress, unless it has been told just now."""
+        """Tell the progress, unless it has been told just now. Whatever the callback raises is logged, and it is not called again."""
         now = self._now()
-        if self._progress is None or (not is_over and now - self._told_at < TELL_EACH):
+        if self._progress is None or self._started is None or (not is_over and now - self._told_at < TELL_EACH):
             return
         self._told_at = now
         figures = {name: getattr(self, name) for name in ("cache_type", "loaded", "refreshed", "skipped", "failed")}
-        self._progress(WarmProgress(**figures, seconds=now - self._started, is_over=is_over))
+        try:
+            self._progress(WarmProgress(**figures, seconds=now - self._started, is_over=is_over))
+        except Exception:
+            log.warning("the progress callback of a warmer raised, and is told no more", exc_info=True)
+            self._progress = None
 
     def restart(self) -> None:
         """The source begins again: what was stored so far is void."""
         self.loaded = self.refreshed = self.skipped = self.failed = 0
         self.errors.clear()
 
+    def end(self, how: Ended) -> None:
+        self.tell(is_over=True)
+        self.ended = how
+        self._seconds = 0.0 if self._started is None else self._now() - self._started
+
     def report(self) -> TypeReport:
-        figures = {name: getattr(self, name) for name in ("cache_type", "loaded", "refreshed", "skipped", "failed", "ended")}
-        return TypeReport(**figures, seconds=self._now() - self._started, errors=tuple(self.errors))
+        figures = {name: getattr(self, name) for name in ("cache_type", "loaded", "refreshed", "skipped", "failed")}
+        return TypeReport(**figures, seconds=self._seconds, errors=tuple(self.errors), ended=self.ended or "done")
 
 
 class Run:
     """One source's run for one tenant."""
 
-    def __init__(self, cache: Cache, tally: Tally, pace: Pace, renewal: Renewal, clock: Clock, *, concurrency: int) -> None:
-        self._cache, self._tally, self._pace, self._renewal = cache, tally, pace, renewal
-        self._now, self._concurrency = clock.monotonic, concurrency
-        self._captured: dict[bytes, bytes | None] = {}
+    def __init__(self, cache: Cache, tally: Tally, pace: Pace, renewal: Renewal, *, in_turn: bool = False) -> None:
+        """`in_turn`: one call after the other, since they share a session."""
+        self._cache, self._tally, self._pace, self._renewal, self._in_turn = cache, tally, pace, renewal, in_turn
+        self._now = asyncio.get_running_loop().time
+        self._ground = Ground()
+        self._only: frozenset[bytes] | None = None  # in a second reading, the scopes whose pairs are meant
+        self._bed: tuple[object, Bed] | None = None
+        self._size, self._faults = BATCH_FIRST, 0
         self._waiting: dict[int, Awaitable[Any]] = {}
-        self._told: Exception | None = None
-        self._since = self._now()
+        self._counted: deque[BaseException] = deque(maxlen=REMEMBERED)
+        self._since = self._gathered_at = self._now()
         self.is_over = False
 
     def __repr__(self) -> str:
         return f"<Run of {self._tally.cache_type!r}{', over' if self.is_over else ''}>"
 
-    async def take(self, source: Callable[[], Any], tags: Iterable[str]) -> None:
-        """Store and load all that a source comes with; once more from its beginning if that was invalidated meanwhile."""
+    async def take(self, read: Callable[[], Steps], tags: Iterable[str]) -> None:
+        """Store and load all that a source comes with; `read` begins a reading of it."""
         try:
-            try:
-                await self._take(source, tags)
-            except Voided:
-                self._tally.restart()
-                await self._take(source, tags)
+            await self._capture(self._own_scopes(tags))
+            was_voided = False
+            while True:
+                try:
+                    await self._read(read)
+                except Voided:
+                    if was_voided:
+                        raise
+                    was_voided, self._only = True, None
+                    self._tally.restart()
+                    self._ground.settle()
+                    await self._capture(())
+                    continue
+                if self._only is not None or not self._ground.new:
+                    return
+                self._only = self._ground.settle()
         finally:
             self.is_over = True
 
-    async def _take(self, source: Callable[[], Any], tags: Iterable[str]) -> None:
-        address, terms = self._cache.place("any", tags=tags)
-        self._captured = await (await self._cache.engine()).capture(address.scopes, terms.reach)
+    def _own_scopes(self, tags: Iterable[str]) -> Iterable[bytes]:
         try:
-            with warming_scope(self):
-                async with aclosing(steps_of(source)) as steps:
-                    await self._drive(steps)
-        except BaseExceptionGroup as group:
-            raise _first(group) from None
+            return self._cache.place("any", tags=tags)[0].scopes
+        except (MissingTenantError, MissingUserError):  # the source names them
+            return ()
+
+    async def _capture(self, scopes: Iterable[bytes]) -> None:
+        _, terms = self._cache.place("any", tenant_aware=False, user_aware=False)
+        await (await self._cache.engine()).capture(scopes, terms.reach, self._ground)
+
+    async def _read(self, read: Callable[[], Steps]) -> None:
+        with warming_scope(self):
+            async with aclosing(read()) as steps:
+                await self._drive(steps)
 
     async def _drive(self, steps: Steps) -> None:
+        failure: Exception | None = None
         pairs: list[Pair] = []
-        room = anyio.Semaphore(2 * self._concurrency)
         try:
             async with anyio.create_task_group() as calls:
-                async for step in steps:
-                    if inspect.isawaitable(step):
-                        self._waiting[id(step)] = step
-                        await room.acquire()
-                        calls.start_soon(self._finish, step, room)
-                        continue
-                    self._gather(step, pairs)
-                    if len(pairs) >= BATCH_KEYS:
+                try:
+                    await self._take_all(steps, pairs, calls)
+                except Exception as error:  # what it gave before is as good as ever
+                    failure = error
+                if not isinstance(failure, Voided):
+                    try:
                         await self._plant(pairs)
-                        pairs = []
-                    await self.breathe()
-                await self._plant(pairs)
+                    except Exception as error:
+                        failure = failure or error
         finally:
             while self._waiting:
                 close(self._waiting.popitem()[1])
+        if failure is not None:
+            raise failure
+
+    async def _take_all(self, steps: Steps, pairs: list[Pair], calls: anyio.abc.TaskGroup) -> None:
+        n = 0
+        async for item, context in steps:
+            n += 1
+            if inspect.isawaitable(item):
+                await self._start(item, context, calls)
+                continue
+            if not pairs:
+                self._gathered_at = self._now()
+            self._gather(item, context, pairs)
+            if len(pairs) >= self._size or self._now() - self._gathered_at > GATHERED_FOR:
+                batch = pairs[:]
+                pairs.clear()
+                await self._plant(batch)
+            if n % LOOKED_AT == 0:
+                await self.breathe()
 
     # Pairs
 
-    def _gather(self, step: Any, pairs: list[Pair]) -> None:
+    def _gather(self, item: Any, context: Context | None, pairs: list[Pair]) -> None:
         try:
-            key, value, options = _spread(step)
-            address, terms = self._cache.place(key, **options)
+            key, value, options = _spread(item)
+            bed = self._bed_for(options) if context is None else context.run(self._bed_for, options)
+            if self._only is None or not self._only.isdisjoint(bed.scopes):
+                pairs.append(Pair(bed.key(key), value, bed))
         except (CacheError, TypeError, ValueError) as error:
-            self._tally.fail(error)
-        else:
-            pairs.append(Pair(address, value, terms))
+            if self._only is None:
+                self._tally.fail(error)
 
-    async def _plant(self, pairs: list[Pair]) -> None:
-        if not pairs:
+    def _bed_for(self, options: dict[str, Any] | None) -> Bed:
+        known = identity.get()
+        if options is None and self._bed is not None and self._bed[0] is known:
+            return self._bed[1]
+        place: Any = self._cache.place
+        bed = Bed(*place("any", **({} if options is None else options)))
+        if options is None:
+            self._bed = known, bed
+        return bed
+
+    async def _plant(self, batch: Sequence[Pair]) -> None:
+        if not batch:
             return
-        await self._pace.keys(len(pairs))
-        distinct = list({pair.address.key: pair for pair in pairs}.values())  # the last of a key
-        done = await (await self._cache.engine()).plant(distinct, self._captured, self._renewal, self.breathe)
-        self._tally.loaded += done.loaded
-        self._tally.refreshed += done.refreshed
-        self._tally.skipped += done.skipped + len(pairs) - len(distinct)
-        for _, error in done.refused:
-            self._tally.fail(error)
-        self._tally.tell()
+        distinct = list({pair.key: pair for pair in batch}.values())  # the last of a key
+        try:
+            done = await (await self._cache.engine()).plant(distinct, self._ground, self._renewal, self.breathe)
+        except BackendError as error:
+            self._faults += 1
+            self._tally.fail(error, keys=len(batch))
+            if self._faults >= MOST_FAULTS:
+                raise
+            return
+        self._faults = 0
+        self._tally.skipped += len(batch) - len(distinct)
+        self._count(done, len(distinct))
+        await self._pace.keys(done.loaded + done.refreshed)
+
+    def _count(self, done: Planted, keys: int) -> None:
+        tally = self._tally
+        tally.loaded += done.loaded
+        tally.refreshed += done.refreshed
+        tally.skipped += done.skipped
+        for error in done.refused:
+            tally.fail(error)
+        if done.unsure and self._only is not None:
+            tally.fail(Voided("a tenant or tag that it named neither in tags= nor the first time"), keys=done.unsure)
+        self._size = max(min(BATCH_BYTES * keys // max(done.size, 1), 4 * self._size, self._pace.most_at_once), 1)
+        tally.tell()
 
     async def breathe(self) -> None:
         """Let others go on if this has worked for long enough, and for longer if they want to."""
-        worked = self._now() - self._since
+        before = self._now()
+        worked = before - self._since
         if worked < SLICE:
             return
-        before = self._now()
         await asyncio.sleep(0)
-        others = self._now() - before
-        if others > SLICE:
-            await asyncio.sleep(worked)
+        if self._now() - before > SLICE:
+            await asyncio.sleep(min(worked, GATHERED_FOR))
         self._since = self._now()
 
     # Calls
 
-    async def _finish(self, step: Awaitable[Any], room: anyio.Semaphore) -> None:
-        """Await a step that was not."""
-        del self._waiting[id(step)]
-        try:
-            await self.finish(step)
-        finally:
-            room.release()
+    async def _start(self, call: Awaitable[Any], context: Context | None, calls: anyio.abc.TaskGroup) -> None:
+        if self._only is not None:  # it was made in the first reading
+            close(call)
+            return
+        self._waiting[id(call)] = call
+        await self._pace.room.acquire()
+        if self._in_turn:
+            await self._finish(call)
+        elif context is None:
+            calls.start_soon(self._finish, call)
+        else:
+            context.run(calls.start_soon, self._finish, call)
 
-    async def finish(self, step: Awaitable[Any]) -> None:
-        """Await a call; what fails is counted, and stops nobody."""
+    async def _finish(self, call: Awaitable[Any]) -> None:
+        """Await a call that was yielded."""
+        self._waiting.pop(id(call), None)
         try:
-            await step
-        except Exception as error:
-            if self._told is not error:
-                self._tally.fail(error)
+            await self.finish(call)
         finally:
-            self._told = None
+            self._pace.room.release()
+
+    async def finish(self, call: Awaitable[Any]) -> None:
+        """Await a call for this run; what fails is counted, and stops nobody."""
+        calls = _Calls(self)
+        try:
+            with warming_scope(calls):
+                await call
+        except Exception as error:
+            if not any(error is one for one in self._counted):
+                self._tally.fail(error)
+        else:
+            if not calls.count:  # of what nobody caches, or of a `set`
+                self._tally.loaded += 1
+        finally:
             self._tally.tell()
 
     async def call(self, engine: Engine, address: Address, terms: Terms, load: Callable[[], Awaitable[Any]]) -> Any:
-        """A call of a cached function, or a `get_or_load`, that the source has made."""
+        """A call of a cached function, or a `get_or_load`, that the source has made; raises what the load raises, if nothing stands in."""
+        has_run = False
 
         async def as_anybody() -> Any:
+            nonlocal has_run
+            has_run = True
             with warming_scope(None):
                 return await load()
 
-        await self._pace.keys(1)
+        async def ask(attempt: int = 0) -> Warmed:
+            try:
+                return await engine.warm(address, terms, as_anybody, self._renewal, self._pace.turn)
+            except BackendError:
+                if has_run or attempt >= len(PAUSES):
+                    raise
+            await asyncio.sleep(PAUSES[attempt])
+            return await ask(attempt + 1)
+
         try:
-            renewed, value = await engine.warm(address, terms, as_anybody, self._renewal, self._pace.turn)
+            warmed = await ask()
         except Exception as error:
-            self._tally.fail(error, what=f"{terms.label}: ")
-            self._told = error
-            raise
-        if renewed is None:
-            self._tally.skipped += 1
-        elif renewed:
-            self._tally.refreshed += 1
+            if has_run and isinstance(error, terms.cache_errors):
+                self._add("loaded")
+                self._counted.append(error)
+                raise
+            self._failed(error, terms)
+            return await fall_back(terms.fallback, error)
+        if warmed.error is not None:
+            self._failed(warmed.error, terms)
+        elif not has_run:
+            self._add("skipped")
         else:
-            self._tally.loaded += 1
-        self._tally.tell()
-        return value
+            self._add("loaded" if warmed.held is None else "refreshed")
+        if not has_run and warmed.held is not None and warmed.held.error is not None:
+            self._counted.append(warmed.held.error)
+            raise warmed.held.error
+        return warmed.value
+
+    async def many(self, engine: Engine, addresses: Sequence[Address], terms: Terms, load: LoadMany) -> list[Any]:
+        """A `get_or_load_many` that the source has made."""
+        asked = set[int]()
+
+        async def as_anybody(positions: list[int]) -> Any:
+            asked.update(positions)
+            with warming_scope(None):
+                return await load(positions)
+
+        try:
+            values, there = await engine.warm_many(addresses, terms, as_anybody, self._renewal, self._pace.turn)
+        except Exception as error:
+            self._failed(error, terms, keys=len(addresses))
+            raise
+        loaded = {n for n in asked if values[n] is not MISSING}
+        self._add("refreshed", len(loaded & there))
+        self._add("loaded", len(loaded - there))
+        self._add("skipped", len(addresses) - len(loaded))
+        return values
+
+    def _add(self, what: str, count: int = 1) -> None:
+        if self._only is None:  # else it was counted in the first reading
+            setattr(self._tally, what, getattr(self._tally, what) + count)
+            self._tally.tell()
+
+    def _failed(self, error: Exception, terms: Terms, *, keys: int = 1) -> None:
+        """Count an error, which may be on its way to whoever awaits the call, who may be one of ours."""
+        self._counted.append(error)
+        if self._only is None:
+            self._tally.fail(error, keys=keys, what=f"{terms.label}: ")
 
 
-def close(step: object) -> None:
-    """Let a step go that nobody will await."""
-    if inspect.iscoroutine(step):
-        step.close()
-    elif isinstance(step, asyncio.Future):
-        step.cancel()
+class _Calls:
+    """The calls that come of one that a source has yielded."""
+
+    __slots__ = ("_run", "count")
+
+    def __init__(self, run: Run) -> None:
+        self._run, self.count = run, 0
+
+    @property
+    def is_over(self) -> bool:
+        return self._run.is_over
+
+    async def call(self, engine: Engine, address: Address, terms: Terms, load: Callable[[], Awaitable[Any]]) -> Any:
+        self.count += 1
+        return await self._run.call(engine, address, terms, load)
+
+    async def many(self, engine: Engine, addresses: Sequence[Address], terms: Terms, load: LoadMany) -> list[Any]:
+        self.count += 1
+        return await self._run.many(engine, addresses, terms, load)
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The one error that a task group was ended by."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
-def _spread(step: Any) -> tuple[str, Any, Mapping[str, Any]]:
-    """(key, value, options) of a step."""
-    match step:
-        case (str() as key, value):
-            return key, value, {}
-        case (str() as key, value, Mapping() as options):
-            return key, value, options
+def _spread(item: Any) -> tuple[str, Any, dict[str, Any] | None]:
+    """(key, value, options) of what was yielded."""
+    if item.__class__ is tuple and len(item) == 2:
+        return *item, None
+    match item:
+        case (key, value):
+            return key, value, None
+        case (key, value, Mapping() as options):
+            return key, value, dict(options)
         case _:
             raise ConfigurationError(
-                f"a source yields (key, value), (key, value, options) or a call of a cached function that is not awaited, not {step!r:.80}"
+                "a source yields (key, value), (key, value, options) or a call of a cached function that is not awaited, not "
+                f"{type(item).__name__}"
             )
 
 
-# What sources are
-
-
-async def steps_of(source: Callable[[], Any]) -> Steps:
-    """The steps of a source, however it gives them: from a generator, async or not, or returned as a list or a mapping; or none."""
-    if inspect.isasyncgenfunction(inspect.unwrap(_bare(source))):
-        made = source()
-    elif inspect.iscoroutinefunction(inspect.unwrap(_bare(source))):
-        made = await source()
-    else:
-        made = await call_plain(source)
-    if inspect.isawaitable(made):
-        made = await made
-    async with contextlib.AsyncExitStack() as stack:
-        if hasattr(made, "__aiter__"):
-            if hasattr(made, "aclose"):
-                await stack.enter_async_context(aclosing(made))
-            async for step in made:
-                yield step
-        elif made is not None:
-            async for step in _in_chunks(_iterator(made), stack):
-                yield step
-
-
-def _bare(source: Callable[..., Any]) -> Callable[..., Any]:
-    while isinstance(source, functools.partial):
-        source = source.func
-    return source
-
-
-def _iterator(made: Any) -> Iterator[Any]:
-    if isinstance(made, Mapping):
-        return iter(made.items())
-    if isinstance(made, str | bytes) or not isinstance(made, Iterable):
-        raise ConfigurationError(f"a source gives pairs of keys and values, or calls of cached functions, not {type(made).__name__}")
-    return iter(made)
-
-
-async def _in_chunks(steps: Iterator[Any], stack: contextlib.AsyncExitStack) -> Steps:
-    """A plain generator makes its steps in a worker thread; what is there already is taken as it is."""
-    if not inspect.isgenerator(steps):
-        for step in steps:
-            yield step
-        return
-    stack.push_async_callback(call_plain, steps.close)
-    while chunk := await call_plain(list, itertools.islice(steps, CHUNK)):
-        while chunk:
-            try:
-                yield chunk.pop(0)
-            except BaseException:
-                for step in chunk:
-                    close(step)
-                raise
+__all__ = ["Pace", "Run", "Tally"]

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from aiocache_aura.settings import Settings
+from aiocache_aura.sources import registered
 from tests.clocks import ManualClock
 from tests.servers import ENGINES, Server
 
@@ -72,6 +73,16 @@ def own_server() -> Iterator[Callable[..., Server]]:
 @pytest.fixture
 def clock() -> ManualClock:
     return ManualClock()
+
+
+@pytest.fixture(autouse=True)
+def sources_of_the_test_only() -> Iterator[None]:
+    """Sources that a test declares for every warmer serve no other test's."""
+    before = registered.all()
+    yield
+    registered.forget()
+    for source in before:
+        registered.add(source)
 
 
 @pytest.fixture

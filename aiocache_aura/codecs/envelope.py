@@ -79,6 +79,14 @@ def seal(checksum: int, entry: Entry) -> bytes:
     return _FRONT.pack(MAGIC, VERSION, os.urandom(8), crc32(body, checksum)) + body
 
 
+def sealed(
+    entry_id: bytes, checksum: int, head: tuple[int, int, float, float, float, float, int, bytes], extras: bytes, payload: bytes
+) -> bytes:
+    """As `seal`, for many at once: `head` is codec, flags, created, ttl, stale, cost, schema, fingerprint; the id, 8 random bytes."""
+    body = b"".join((_COVERED.pack(*head, len(extras)), extras, payload))
+    return _FRONT.pack(MAGIC, VERSION, entry_id, crc32(body, checksum)) + body
+
+
 def cost_of(raw: bytes) -> float:
     """The load seconds that the head of an entry tells; 0.0 where it tells none."""
     try:

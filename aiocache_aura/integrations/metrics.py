@@ -350,7 +350,7 @@ METRICS: tuple[Metric, ...] = (
         kind=Kind.GAUGE,
         help="How long the request that waits longest has been waiting for its reply.",
         unit="seconds",
-        read=_of_lanes(lambda lanes: max(lane.waiting for lane in lanes)),
+        read=_of_lanes(lambda lanes: max(lane.waiting_seconds for lane in lanes)),
     ),
     Metric(
         name="aura_pool_pending",

@@ -11,9 +11,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 from aiocache_aura.errors import BackendError
+from aiocache_aura.stores.statistics import Connection, Sample
 
 Command: TypeAlias = tuple[str | bytes | int, ...]
 Scopes: TypeAlias = tuple[bytes, ...]
@@ -97,7 +98,7 @@ class CallHandler:
 def own_copy(error: BackendError) -> BackendError:
     """The same error for one more caller: a traceback grows with each that raises it."""
     copy = error.__class__(*error.args)
-    copy.__cause__ = error.__cause__
+    copy.__cause__, copy.code = error.__cause__, error.code
     return copy
 
 
@@ -119,6 +120,9 @@ class Lane(Protocol):
     ) -> Awaitable[list[object]]:
         """`put` with a future: the replies, or BackendError."""
         ...
+
+    def hasten(self) -> None:
+        """Let the next that asks try to connect, however lately that has failed."""
 
 
 class Ear(Protocol):
@@ -157,6 +161,10 @@ class Link(Protocol):
 
     def listen(self, channel: bytes, ear: Ear) -> Listener | None:
         """A subscription, which is closed with the link; None where the connections cannot have one."""
+        ...
+
+    def connections(self) -> list[Connection]:
+        """How the lanes are now; may be asked from any thread."""
         ...
 
     async def aclose(self) -> None:
@@ -382,6 +390,24 @@ class Jobs(Protocol):
         ...
 
 
+class Probes(Protocol):
+    """What is asked for the sake of health. Every method may raise BackendError, and gives a server that is down another try at once."""
+
+    async def read(self, *, timeout: float) -> None:
+        """Look a key up over each lane, as lookups do."""
+
+    async def write(self, *, timeout: float) -> None:
+        """Write a key of our own plainly and by script, and remove it, as explicit writes, loads and invalidations do."""
+
+    async def ask(self, commands: Sequence[Command], *, timeout: float) -> list[Any]:
+        """The replies, behind what is being written; what is refused is a BackendError among them, with its code."""
+        ...
+
+    async def sample(self, *, timeout: float) -> Sample:
+        """Look at some keys under the prefix, in bounded steps."""
+        ...
+
+
 class Port(Protocol):
     """One event loop's way to stored bytes, generations and permits. Every method may raise BackendError."""
 
@@ -395,6 +421,11 @@ class Port(Protocol):
 
     @property
     def jobs(self) -> Jobs: ...
+
+    @property
+    def probes(self) -> Probes | None:
+        """None where there is no server."""
+        ...
 
     def lookup(self, key: bytes, scopes: Scopes) -> Awaitable[tuple[bytes | None, Tokens]]:
         """The value of `key` and the tokens of `scopes`; lookups of one tick share a round trip (M1)."""
@@ -449,6 +480,10 @@ class Port(Protocol):
 
     def usage(self) -> dict[str, tuple[int, int]] | None:
         """By cache type, the entries there are and the bytes that they take in this process; None where they are elsewhere."""
+        ...
+
+    def connections(self) -> list[Connection]:
+        """How the connections are now; none where there is no server. May be asked from any thread."""
         ...
 
     async def aclose(self) -> None:

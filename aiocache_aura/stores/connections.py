@@ -34,6 +34,7 @@ from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
 from aiocache_aura.errors import BackendError, ConfigurationError
 from aiocache_aura.stores.replies import told
+from aiocache_aura.stores.statistics import Pool
 
 CONNECT_TIMEOUT = 2.0
 SCHEMES = {"redis": "redis", "rediss": "rediss", "unix": "unix", "valkey": "redis", "valkeys": "rediss"}
@@ -177,6 +178,13 @@ def pool_of(endpoint: Endpoint, *, max_connections: int, timeout: float, **optio
     )
 
 
+def told_of(pool: Any) -> Pool:
+    """What a pool of redis-py's is like now."""
+    waiting = getattr(getattr(pool, "_condition", None), "_waiters", ())
+    in_use, idle = len(getattr(pool, "_in_use_connections", ())), len(getattr(pool, "_available_connections", ()))
+    return Pool(in_use, idle, int(pool.max_connections), len(waiting))
+
+
 class Keeper:
     """Calls `let_go` once: when it is closed, or when the running loop ends.
 
@@ -257,10 +265,11 @@ def forget_pool(pool: Any, pid: int) -> None:
 class Takeover:
     """A connection whose transport now belongs to a protocol of ours."""
 
-    __slots__ = ("_connection", "_old", "_pid", "transport")
+    __slots__ = ("_connection", "_old", "_pid", "transport", "version")
 
     def __init__(self, connection: Any, old: asyncio.BaseProtocol, transport: asyncio.Transport) -> None:
         self._connection, self._old, self.transport, self._pid = connection, old, transport, os.getpid()
+        self.version: str | None = None
 
     def connection_lost(self, error: Exception | None) -> None:
         """Tell the protocol that was there: redis-py waits for it when it closes."""
@@ -297,8 +306,10 @@ async def take_over(endpoint: Endpoint, protocol: asyncio.Protocol) -> Takeover:
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT):
             await connection.connect()
-            await _require_resp3(endpoint, connection)
-        return _exchange(endpoint, connection, protocol)
+            version = await _require_resp3(endpoint, connection)
+        takeover = _exchange(endpoint, connection, protocol)
+        takeover.version = version
+        return takeover
     except BackendError:
         connection._close()
         raise
@@ -327,11 +338,14 @@ def _explained(endpoint: Endpoint, error: Exception) -> BackendError:
     return BackendError(f"no connection to {endpoint!r}: {text}")
 
 
-async def _require_resp3(endpoint: Endpoint, connection: Any) -> None:
+async def _require_resp3(endpoint: Endpoint, connection: Any) -> str:
+    """The server's name and version, as it says."""
     await connection.send_command("HELLO", check_health=False)
     said = await connection.read_response()
     if not isinstance(said, dict) or said.get(b"proto") != 3:
         raise Resp3RefusedError(f"{endpoint!r} did not switch to RESP3: is it a Redis or Valkey server?")
+    words = (said.get(word) for word in (b"server", b"version"))
+    return " ".join(word.decode(errors="replace") for word in words if isinstance(word, bytes))
 
 
 def _exchange(endpoint: Endpoint, connection: Any, protocol: asyncio.Protocol) -> Takeover:

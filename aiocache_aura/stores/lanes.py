@@ -33,8 +33,11 @@ import hiredis
 
 from aiocache_aura.errors import BackendError, BackendTimeoutError
 from aiocache_aura.stores.base import CallHandler, Command, Ear, FutureHandler, Handler, NoHandler, own_copy
+from aiocache_aura.stores.commands import pack, packed
 from aiocache_aura.stores.connections import CONNECT_TIMEOUT, Endpoint, Keeper, Takeover, take_over
+from aiocache_aura.stores.replies import refused
 from aiocache_aura.stores.scripts import LOAD_ALL
+from aiocache_aura.stores.statistics import Connection
 
 log = logging.getLogger("aiocache_aura.lanes")
 
@@ -44,14 +47,7 @@ BACKOFF_FIRST, BACKOFF_MOST = 0.05, 1.0
 REFUSED_FOR = 60.0
 _NOTHING = object()  # hiredis says False both for "no more" and for a reply of #f, unless told otherwise
 
-_pack: Callable[[Any], bytes] = hiredis.pack_command
-
 _Push = hiredis.PushNotification
-
-COMMANDS = frozenset(
-    "GET MGET GETEX GETRANGE SET DEL UNLINK EXISTS TTL PTTL EXPIRE PEXPIRE PERSIST TOUCH EVAL EVALSHA SCRIPT SCAN "
-    "PING ECHO INFO DBSIZE MEMORY TYPE STRLEN ROLE HDEL".split()
-)
 
 
 class State(Enum):
@@ -81,15 +77,6 @@ class _Group:
             self.handler.fail(own_copy(error))
 
 
-def packed(commands: Sequence[Command]) -> bytes:
-    for command in commands:
-        if command[0] not in COMMANDS:
-            raise ValueError(f"{command[0]!r} is not a command for a lane; use RedisClient for it")
-    if len(commands) == 1:
-        return _pack(commands[0])
-    return b"".join(map(_pack, commands))
-
-
 class MultiplexedLane(asyncio.Protocol):
     """One connection; connects when it is first used. The `opening` commands go before all others over each connection."""
 
@@ -108,6 +95,7 @@ class MultiplexedLane(asyncio.Protocol):
         self._connecting: asyncio.Task[None] | None = None
         self._error: BackendError | None = None
         self._failures, self._not_before = 0, 0.0
+        self._made = 0  # connections, so far
         self._heard_at = 0.0  # on this connection
         self._late_since: float | None = None  # when the first of the groups was written that were not answered in time, none in between
         self._gone = asyncio.Event()
@@ -145,6 +133,24 @@ class MultiplexedLane(asyncio.Protocol):
 
     def _refuses(self, patient: bool, now: float) -> bool:
         return self.state is State.CLOSED or (self.state is State.DOWN and not patient and now < self._not_before)
+
+    def hasten(self) -> None:
+        self._not_before = 0.0
+
+    def told(self, role: str) -> Connection:
+        """What it is like now; may be asked from any thread."""
+        pending, error, takeover = list(self._pending), self._error, self._takeover
+        return Connection(
+            role,
+            self.state.value,
+            pending=len(pending),
+            queued=len(self._queue),
+            reconnects=max(self._made - 1, 0),
+            failures=self._failures,
+            last_error=None if error is None else str(error),
+            waiting_seconds=max(self._loop.time() - pending[0].written_at, 0.0) if pending else 0.0,
+            version=None if takeover is None else takeover.version,
+        )
 
     # Writing
 
@@ -304,6 +310,7 @@ class MultiplexedLane(asyncio.Protocol):
             self._went_down(BackendError(f"{self._endpoint!r} closed the connection"))
         else:
             self.state, self._error = State.READY, None
+            self._made += 1
             self._open(self._loop.time() + CONNECT_TIMEOUT)
             if self._queue and not self._paused:
                 self._write(self._loop.time())
@@ -435,7 +442,7 @@ class ListeningLane(MultiplexedLane):
             self._ear.ended()
 
     def _open(self, until: float) -> None:
-        raw = _pack(("SUBSCRIBE", self._channel)) + _pack(("PING",))
+        raw = pack(("SUBSCRIBE", self._channel)) + pack(("PING",))
         self._put_first(_Group(raw, 2, CallHandler(self._opened), until, False, False))
 
     def _pushed(self, push: Any) -> None:
@@ -448,7 +455,7 @@ class ListeningLane(MultiplexedLane):
 
     def _opened(self, replies: Sequence[object]) -> None:
         if replies and isinstance(replies[0], Exception):
-            self._refused_until = self._loop.time() + REFUSED_FOR
+            self._refused_until, self._error = self._loop.time() + REFUSED_FOR, refused(("SUBSCRIBE",), replies[0])
             log.warning(
                 "%r cannot subscribe to %r (%s): who waits for another's load asks again and again", self, self._channel, replies[0]
             )
@@ -474,6 +481,10 @@ class LaneLink:
     def listen(self, channel: bytes, ear: Ear) -> ListeningLane:
         self._listeners.append(ListeningLane(self.endpoint, channel, ear))
         return self._listeners[-1]
+
+    def connections(self) -> list[Connection]:
+        lanes = [(lane, "read") for lane in self.reads] + [(self.writes, "write")]
+        return [lane.told(role) for lane, role in lanes] + [lane.told("listen") for lane in self._listeners]
 
     async def aclose(self) -> None:
         for lane in (*self.reads, self.writes, *self._listeners):

@@ -18,6 +18,7 @@ from aiocache_aura.stores.base import TOKEN_BYTES, Claim, Fill, Scopes, Tokens, 
 from aiocache_aura.stores.boards import Boards
 from aiocache_aura.stores.rota import Rota
 from aiocache_aura.stores.sieve import Sieve
+from aiocache_aura.stores.statistics import Connection
 
 OVERHEAD_BYTES = 400  # of one entry beside its key and value: nodes, dict slots, object headers
 MAX_TOKENS = 200_000
@@ -42,6 +43,10 @@ class MemoryStore:
     @property
     def leases(self) -> None:
         """No other process loads what is in here."""
+
+    @property
+    def probes(self) -> None:
+        """There is no server."""
 
     async def lookup(self, key: bytes, scopes: Scopes) -> tuple[bytes | None, Tokens]:
         with self._lock:
@@ -130,6 +135,9 @@ class MemoryStore:
         """By cache type, the entries there are, expired ones that nobody has come upon too, and the bytes that they take."""
         with self._lock:
             return {group.decode(): held for group, held in self.values.groups.items() if isinstance(group, bytes)}
+
+    def connections(self) -> list[Connection]:
+        return []
 
     def on_evict(self, tell: Callable[[str, str], None]) -> None:
         """Call this with the cache type of what is thrown out, and why. It is called under the lock of the store."""

@@ -26,6 +26,7 @@ from aiocache_aura.stores.base import Command, Ear, FutureHandler, Handler, NoHa
 from aiocache_aura.stores.connections import CONNECT_TIMEOUT, Endpoint, Keeper, forget_pool, pool_of
 from aiocache_aura.stores.replies import told
 from aiocache_aura.stores.scripts import LOAD_ALL
+from aiocache_aura.stores.statistics import Connection
 
 PAUSE = 0.05  # before another attempt for those that wait for a server that is down
 STUCK_AFTER = 1.0  # beyond the last deadline
@@ -74,6 +75,10 @@ class PooledLane:
         self._queue: list[_Group] = []
         self._task: asyncio.Task[None] | None = None
         self._flushing = self._closed = False
+        self._under_way: Sequence[_Group] = ()
+        self._begun_at: float | None = None  # when what is under way was written
+        self._error: BackendError | None = None
+        self._failures = self._batches = 0
 
     def __repr__(self) -> str:
         return f"<PooledLane, {'closed' if self._closed else 'busy' if self._task else 'idle'}, {len(self._queue)} queued>"
@@ -95,6 +100,29 @@ class PooledLane:
         handler = FutureHandler()
         self.put(commands, handler, timeout=timeout, repeatable=repeatable, patient=patient)
         return handler.future
+
+    def hasten(self) -> None:
+        """It tries each time."""
+
+    def told(self, role: str) -> Connection:
+        """What it is like now; may be asked from any thread. How often a connection was made anew, the pool knows."""
+        error, begun = self._error, self._begun_at
+        return Connection(
+            role,
+            self._state(),
+            pending=len(self._under_way) if begun is not None else 0,
+            queued=len(self._queue) + (len(self._under_way) if begun is None else 0),
+            failures=self._failures,
+            last_error=None if error is None else str(error),
+            waiting_seconds=0.0 if begun is None else max(self._loop.time() - begun, 0.0),
+        )
+
+    def _state(self) -> str:
+        if self._closed:
+            return "closed"
+        if self._error is not None:
+            return "down"
+        return "ready" if self._batches else "idle" if self._task is None else "connecting"
 
     def _schedule(self) -> None:
         if not self._flushing:
@@ -118,19 +146,21 @@ class PooledLane:
         groups: list[_Group] = []
         try:
             while self._queue:
-                groups, self._queue = self._queue, []
+                self._under_way = groups = self._queue
+                self._queue = []
                 again, pause = await self._run(groups)
                 self._queue[:0] = again
                 if again and pause:
                     await asyncio.sleep(PAUSE)
         finally:
-            self._task = None
+            self._task, self._under_way, self._begun_at = None, (), None
             for group in (*groups, *self._queue):  # none but when this task was cancelled
                 group.fail(_closed())
 
     async def _run(self, groups: Sequence[_Group]) -> tuple[list[_Group], bool]:
         """Those to be sent again, and whether only after a pause."""
         failure = await self._attempt(self._connect(), self._loop.time() + CONNECT_TIMEOUT)
+        self._ended(failure)
         if failure is not None:
             return _parted(groups, failure, sent=False), True
         groups = [group for group in groups if not group.over]
@@ -139,8 +169,17 @@ class PooledLane:
         for group in groups:
             group.tries += 1
             group.handler.written()
+        self._begun_at = self._loop.time()
         failure = await self._attempt(self._execute(groups), max(group.deadline for group in groups) + STUCK_AFTER)
+        self._begun_at = None
+        self._ended(failure)
         return ([], False) if failure is None else (_parted(groups, failure, sent=True), False)
+
+    def _ended(self, failure: BackendError | None) -> None:
+        """A step is over: it was in vain, or not."""
+        self._error = failure
+        self._failures = self._failures + 1 if failure else 0
+        self._batches += not failure
 
     async def _attempt(self, what: Any, deadline: float) -> BackendError | None:
         try:
@@ -217,6 +256,9 @@ class PooledLink:
     def listen(self, channel: bytes, ear: Ear) -> None:
         """None: a subscription keeps a connection, and the pool of a client that is used as it is may have no other."""
         return None
+
+    def connections(self) -> list[Connection]:
+        return [lane.told("read") for lane in self.reads] + [self.writes.told("write")]
 
     async def aclose(self) -> None:
         await self._keeper.aclose()

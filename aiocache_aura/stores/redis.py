@@ -29,9 +29,11 @@ from aiocache_aura.stores.base import TOKEN_BYTES, Claim, Command, Fill, Lane, L
 from aiocache_aura.stores.jobs import RedisJobs
 from aiocache_aura.stores.leases import RedisLeases
 from aiocache_aura.stores.notes import RedisNotes
+from aiocache_aura.stores.probes import RedisProbes
 from aiocache_aura.stores.replies import STRINGS, refused
 from aiocache_aura.stores.requests import Writes
 from aiocache_aura.stores.scripts import EXPIRE, FILL, PERMIT, PLANT, SOFTEN, STORE_IF, life_ms, token_lives
+from aiocache_aura.stores.statistics import Connection
 
 Found: TypeAlias = tuple[bytes | None, Tokens]
 T = TypeVar("T")
@@ -194,6 +196,7 @@ class RedisPort:
         self._permits = f"{prefix}!p:{{".encode()
         self._notes = RedisNotes(self._writes, f"{prefix}!n:".encode())
         self._jobs = RedisJobs(self._writes, f"{prefix}!j:".encode())
+        self._probes = RedisProbes(link, self._writes, prefix.encode())
         self._leases = RedisLeases(link, self._writes, self._permit, f"{prefix}!w".encode(), budget=budget)
 
     def __repr__(self) -> str:
@@ -210,6 +213,10 @@ class RedisPort:
     @property
     def jobs(self) -> RedisJobs:
         return self._jobs
+
+    @property
+    def probes(self) -> RedisProbes:
+        return self._probes
 
     # Reads
 
@@ -282,13 +289,15 @@ class RedisPort:
         if not wanted:
             return [], Tokens({})
         commands: list[Command] = [("MGET", *chunk) for chunk in chunks(wanted, BATCH_KEYS)]
-        found = [one for reply in await self._writes.run(commands, timeout=timeout, repeatable=True) for one in reply]
+        replies = await self._writes.run(commands, timeout=timeout, repeatable=True, patient=True)
+        found = [one for reply in replies for one in reply]
         return found[: len(keys)], Tokens(dict(zip(scopes, found[len(keys) :], strict=True)))
 
     async def plant(self, items: Sequence[tuple[bytes, bytes, float | None, bytes | None]], *, timeout: float) -> list[bool]:
         if not items:
             return []
-        replies = await self._writes.run([_planted(*item) for item in items], timeout=timeout)
+        # Not to be repeated: a second SET NX could undo a delete.
+        replies = await self._writes.run([_planted(*item) for item in items], timeout=timeout, patient=True)
         return [reply is not None and reply != 0 for reply in replies]
 
     async def delete(self, keys: Sequence[bytes], *, timeout: float) -> int:
@@ -321,6 +330,9 @@ class RedisPort:
 
     def usage(self) -> None:
         """The entries are in the server."""
+
+    def connections(self) -> list[Connection]:
+        return self._link.connections()
 
     async def aclose(self) -> None:
         await self._leases.aclose()

@@ -77,7 +77,7 @@ def refused(command: Command, reply: object) -> BackendError:
     said = text[:_SHOWN] if text.startswith(code) else f"{code} {text[:_SHOWN]}"
     advice = _ADVICE.get(code)
     error = BackendError(f"{name}: the server said: {said}" + (f"; {advice}" if advice else ""))
-    error.__cause__ = cause
+    error.__cause__, error.code = cause, code
     return error
 
 

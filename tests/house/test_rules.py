@@ -16,10 +16,12 @@ MAX_FUNCTION, MAX_MODULE = 60, 500
 SIZE_REASONS: dict[str, str] = {}
 BORDERS = {
     "codecs/failures.py": "the constructor of a class of the user's may raise anything: then the error is not told as it was",
+    "renewing.py": "round the loader, as in the engine: the value that a failed refresh was to replace goes on",
     "engine.py": "round the loader: what it raises may be answered with a stale value or a fallback",
     "loaded.py": "what the user judges results by may raise anything; the result is given all the same",
     "codecs/serializers.py": "whatever hostile bytes make a decoder raise is a miss",
     "declared.py": "an annotation may raise anything when it is evaluated; it counts as absent",
+    "health.py": "whatever a check comes upon, a job of the user's too, is told as what could not be checked",
     "events.py": "whatever a listener raises is logged and harms nobody",
     "cache_warmer.py": "round a source: whatever it raises is reported, and stops no other",
     "warming.py": "round a call that a source yields: whatever it raises is counted, and stops no other",

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -350,6 +351,22 @@ async def test_runs_of_warmers_are_told(manager, registry) -> None:
     assert runs["menu", "done"] == 2
     assert before <= figures(registry, "aura_warm_last_run_timestamp_seconds", "cache")["menu",] <= time.time()
     assert figures(registry, "aura_warm_last_run_duration_seconds", "cache").keys() == {("menu",), ("dishes",)}
+
+
+async def test_connections_are_told_by_state(manager, registry, monkeypatch) -> None:
+    """Connections by state, what waits on all of them, for how long the one that waits longest does, and how often they were made anew."""
+    await manager.get("menu", "a")
+    lanes = [
+        SimpleNamespace(role="reads", state="up", pending=3, queued=1, reconnects=2, waiting_seconds=0.25),
+        SimpleNamespace(role="reads", state="up", pending=0, queued=0, reconnects=0, waiting_seconds=0.0),
+        SimpleNamespace(role="writes", state="down", pending=0, queued=5, reconnects=1, waiting_seconds=1.5),
+    ]
+    (port,) = manager.ports()
+    monkeypatch.setattr(port, "connections", lambda: lanes, raising=False)
+    assert figures(registry, "aura_pool_connections", "state") == {("up",): 2, ("down",): 1}
+    assert figures(registry, "aura_pool_pending") == {(): 9}
+    assert figures(registry, "aura_pool_wait_seconds") == {(): 1.5}
+    assert figures(registry, "aura_pool_reconnects_total") == {(): 3}
 
 
 # Cardinality

@@ -19,8 +19,9 @@ from aiocache_aura import CacheManager, cache
 from aiocache_aura.errors import BackendError, BackendTimeoutError
 from aiocache_aura.stores import connections, lanes
 from aiocache_aura.stores.base import Command
+from aiocache_aura.stores.commands import COMMANDS
 from aiocache_aura.stores.connections import Endpoint
-from aiocache_aura.stores.lanes import COMMANDS, LaneLink, MultiplexedLane, State
+from aiocache_aura.stores.lanes import LaneLink, MultiplexedLane, State
 from tests.clocks import running_time
 from tests.proxy import HELLO, FaultProxy, ScriptedServer, array, bulk, echo, flipped, greet, silent
 from tests.servers import Server
