@@ -168,7 +168,7 @@ class CacheWarmer(Generic[DB]):
             raise ConfigurationError(f"limit={limit!r}: it is how many keys to warm at most, at least 1")
         manager = self.manager
         clock, at_once = manager.settings.clock, self._concurrency if concurrency is None else concurrency
-        found = await hot.of_fleet(manager, process_name()) if keys is None else keys
+        found = await hot.of_fleet(manager, process_name(manager)) if keys is None else keys
         chosen = [one for one in found if cache_type in (None, one.cache_type) and one.cache_type in manager.caches][:limit]
         started = clock.monotonic()
         with bar(self._progress) as progress:
@@ -194,7 +194,7 @@ class CacheWarmer(Generic[DB]):
     async def save_hot(self, path: str | os.PathLike[str], *, limit: int = 1000) -> int:
         """Write what is hot, in this process and the fleet, to a file for `restore_hot`; how many keys. It holds arguments, and no
         values."""
-        keys = (await hot.of_fleet(self.manager, process_name()))[:limit]
+        keys = (await hot.of_fleet(self.manager, process_name(self.manager)))[:limit]
         written: int = await call_plain(hot.save, path, keys)
         return written
 

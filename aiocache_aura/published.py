@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import orjson
 
-from aiocache_aura.histogram import Histogram
+from aiocache_aura.cache_manager import CacheManager
+from aiocache_aura.histogram import LARGEST, Histogram, bound
+from aiocache_aura.recorder import Recorder
 from aiocache_aura.stats import INTS, Counts
 
 BOARD = "fleet"
 VERSION = 1
+DAY = 1440  # minutes that are kept
+LENGTHS = (5, 60, DAY)  # minutes of the windows that a process publishes
+LOOKED_UP = 0.1  # of a window's length: after so long it is looked up anew
+
+_names: WeakKeyDictionary[CacheManager, tuple[int, str]] = WeakKeyDictionary()
 
 
-def process_name() -> str:
-    """This process, told from every other of the fleet."""
-    return f"{socket.gethostname()}-{os.getpid()}"
+def process_name(manager: CacheManager) -> str:
+    """This manager of this process, told from every other of the fleet: containers may be alike in host and process number."""
+    pid, name = _names.get(manager, (0, ""))
+    if pid != os.getpid():
+        name = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
+        _names[manager] = os.getpid(), name
+    return name
+
+
+def covering(minutes: float) -> int:
+    """The shortest of the published windows that covers so many minutes."""
+    return min((length for length in LENGTHS if length >= minutes), default=DAY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +77,38 @@ class Published:
             return None
 
 
+class Windows:
+    """The windows that a process publishes.
+
+    To look one up takes milliseconds for each type, more the longer it is. So that is done now and then, with a pause after each type, and
+    what was counted since is added: until the next time a window reaches back too far, by a tenth of its length at most.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._looked: dict[int, dict[str, tuple[Counts, Counts]]] = {}  # the window, and all that was counted, as they were then
+        self._until: dict[int, float] = {}
+
+    async def read(self) -> dict[int, dict[str, Counts]]:
+        """By length, in minutes, and cache type."""
+        for length in LENGTHS:
+            if length not in self._until or self._recorder.clock.monotonic() >= self._until[length]:
+                await self._look_up(length)
+        return {length: {name: self._now(length, name) for name in self._recorder.cache_types} for length in LENGTHS}
+
+    async def _look_up(self, length: int) -> None:
+        self._until[length] = self._recorder.clock.monotonic() + length * 60 * LOOKED_UP
+        looked = self._looked.setdefault(length, {})
+        for name in self._recorder.cache_types:
+            looked[name] = self._recorder.window(name, length * 60), self._recorder.total(name)
+            await asyncio.sleep(0)
+
+    def _now(self, length: int, name: str) -> Counts:
+        total = self._recorder.total(name)
+        looked = self._looked[length].get(name)
+        return total if looked is None else looked[0].plus(total.minus(looked[1]))
+
+
 def counts_to_dict(counts: Counts) -> dict[str, Any]:
     """Counters as JSON holds them; what is nothing is left out."""
     told: dict[str, Any] = {name: value for name in INTS if (value := getattr(counts, name))}
@@ -77,11 +127,11 @@ def counts_from_dict(told: Mapping[str, Any]) -> Counts:
     counts = Counts()
     for name in INTS:
         setattr(counts, name, _whole(told.get(name, 0)))
-    counts.load_seconds, counts.saved_seconds = float(told.get("load_seconds", 0.0)), float(told.get("saved_seconds", 0.0))
+    counts.load_seconds, counts.saved_seconds = _seconds(told.get("load_seconds", 0.0)), _seconds(told.get("saved_seconds", 0.0))
     counts.by_error = {str(name): _whole(n) for name, n in told.get("by_error", {}).items()}
     counts.evictions = {str(name): _whole(n) for name, n in told.get("evictions", {}).items()}
     for operation, (total, buckets) in told.get("times", {}).items():
-        counts.times[str(operation)] = Histogram({int(bucket): _whole(n) for bucket, n in buckets.items()}, float(total))
+        counts.times[str(operation)] = Histogram({_bucket(text): _whole(n) for text, n in buckets.items()}, _seconds(total))
     return counts
 
 
@@ -89,6 +139,19 @@ def _whole(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ValueError(f"{value!r:.20} is no number of happenings")
     return value
+
+
+def _bucket(text: str) -> int:
+    bucket = int(text)
+    if bucket < 0 or bound(bucket) > LARGEST * 1.001:
+        raise ValueError(f"{text!r:.20} is no bucket")
+    return bucket
+
+
+def _seconds(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        raise ValueError(f"{value!r:.20} are no seconds")
+    return float(value)
 
 
 _NOTHING = Counts()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from aiocache_aura.events import SlowOperation
 from aiocache_aura.histogram import Histogram
 from aiocache_aura.stats import OPERATIONS, Counts
 
-WIDTH = 100
+WIDTH = 100  # columns
+LONGEST_NAME = 18
+MOST_SLOW = 10
 
 
 class Metrics(dict[str, Any]):
@@ -54,64 +57,92 @@ class CacheReport(dict[str, Any]):
     """All that is known of a cache: plain values by section; `str()` of it is the report as text, at most 100 columns wide."""
 
     def __str__(self) -> str:
-        parts = (
-            [self._head()],
-            _section("by type", _type_lines(self["types"])),
-            _section("health: " + self["health"]["status"], [f"- {issue}" for issue in self["health"]["issues"]]),
-            _section("memory", _memory_lines(self["memory"])),
-            _section("connections", [_connection_line(one) for one in self["connections"]]),
-            _section("hot keys", [f"{one['seconds']:>10.1f} s saved  {one['cache_type']}  {one['key']}" for one in self["hot_keys"]]),
-            _section("slow operations", [_slow_line(one) for one in self["slow_operations"][-10:]]),
-            _section("warmers", [_warmer_line(one) for one in self["warmers"]]),
-            _section("advice", [f"- {one}" for one in self["advice"]] or ["nothing to do"]),
+        health, issues = self["health"], self["health"]["issues"]
+        fresh = [one for one in self["advice"] if one not in issues]  # the others stand under the health
+        sections = (
+            ("by type", _type_lines(self["types"])),
+            ("health", [str(health["status"]), *_listed(issues)]),
+            ("memory", _memory_lines(self["memory"])),
+            ("connections", [_connection_line(one) for one in self["connections"]]),
+            ("hot keys", [f"{one['seconds']:>10.1f} s saved  {one['key']}" for one in self["hot_keys"]]),
+            ("slow operations", [_slow_line(one) for one in self["slow_operations"][-MOST_SLOW:]]),
+            ("warmers", [*_listed(map(_job_line, self["warmers"])), *_listed(_warmed_line(*one) for one in self["warmed"].items())]),
+            ("advice", _listed(fresh) or ["see the issues of the health" if issues else "nothing to do"]),
         )
-        return "\n".join(line for part in parts for line in part)
+        return "\n".join([*self._head(), *(line for title, lines in sections if lines for line in ("", title, *map(_fitting, lines)))])
 
-    def _head(self) -> str:
+    def _head(self) -> list[str]:
+        title = _fitting(f"cache report of {self._who()}, last {self['last_minutes']:g} minutes", indent="")
+        return [title, *map(_fitting, map(str.strip, str(Metrics(self["summary"])).splitlines()[1:]))]
+
+    def _who(self) -> str:
         fleet = self["fleet"]
-        who = f"process {self['process']}" if fleet is None else f"{fleet['processes']} processes"
-        return f"cache report of {who}, last {self['last_minutes']:g} minutes\n{_indented(str(self['summary']).partition(chr(10))[2])}"
+        if fleet is None:
+            return f"process {self['process']}"
+        if fleet["error"] is not None:
+            return f"this process alone, for the others' figures cannot be had ({fleet['error']})"
+        unwell = f", {len(fleet['unhealthy'])} of them unhealthy" if fleet["unhealthy"] else ""
+        many = "process" if fleet["processes"] == 1 else "processes"
+        return f"{fleet['processes']} {many}{unwell}, figures at most {fleet['oldest_seconds']:.0f} s old"
 
 
-def _indented(text: str) -> str:
-    return "\n".join("  " + line.strip() for line in text.splitlines())
+def _fitting(line: str, indent: str = "  ") -> str:
+    """A line, or the lines of a list's item, that fit the width; what no terminal should get is escaped."""
+    shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
+    if shown.startswith("- "):
+        return textwrap.fill(shown, WIDTH, initial_indent=indent, subsequent_indent=indent + "  ")
+    return _cut(indent + shown, WIDTH)
 
 
-def _section(title: str, lines: Sequence[str]) -> list[str]:
-    return ["", title, *(f"  {line}"[:WIDTH] if not line.startswith("- ") else f"  {line}" for line in lines)] if lines else []
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def _listed(texts: Iterable[str]) -> list[str]:
+    return [f"- {text}" for text in texts]
 
 
 def _type_lines(types: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if not types:
         return ["nothing was asked for"]
-    width = max(map(len, types))
-    head = f"{'':{width}} {'hits':>10} {'misses':>9} {'hit rate':>8} {'loads':>8} {'p95 ms':>8} {'stale':>7} {'errors':>7} {'saved s':>9}"
+    width = min(max(map(len, types)), LONGEST_NAME)
+    head = f"{'':{width}} {'hits':>11} {'misses':>10} {'hit rate':>8} {'loads':>9} {'p95 ms':>8} {'stale':>7} {'errors':>7} {'saved s':>10}"
     return [head] + [
-        f"{name:{width}} {one['hits']:>10,} {one['misses']:>9,} {one['hit_rate']:>8.1%} {one['loads']:>8,} {one['latency_ms']['p95']:>8.2f}"
-        f" {one['stale_served']:>7,} {one['errors']:>7,} {one['saved_seconds']:>9.1f}"
+        f"{_cut(name, width):{width}} {one['hits']:>11,} {one['misses']:>10,} {one['hit_rate']:>8.1%} {one['loads']:>9,}"
+        f" {one['latency_ms']['p95']:>8.2f} {one['stale_served']:>7,} {one['errors']:>7,} {one['saved_seconds']:>10,.1f}"
         for name, one in types.items()
     ]
 
 
 def _memory_lines(memory: Mapping[str, Any]) -> list[str]:
-    lines = [f"{name}: {one['entries']:,} entries, {one['bytes']:,} bytes" for name, one in memory.get("types", {}).items()]
-    if memory.get("used_bytes") is not None:
-        bound = memory.get("max_bytes")
-        lines.append(f"server: {memory['used_bytes']:,} bytes used" + (f" of {bound:,}" if bound else ", without a bound"))
-    return lines
+    lines = [f"{name}: {one['entries']:,} entries, {one['bytes']:,} bytes" for name, one in memory["types"].items()]
+    if memory["used_bytes"] is None:
+        return lines
+    bound = f"of {memory['max_bytes']:,}" if memory["max_bytes"] else "without a bound"
+    policy = f", {memory['policy']}" if memory["policy"] else ""
+    whose = "all" if memory["where"] == "process" else "the server"
+    return [*lines, f"{whose}: {memory['used_bytes']:,} bytes used, {bound}{policy}"]
 
 
 def _connection_line(one: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{name.replace('_', ' ')} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in one.items()
-    )
+    told = [f"{name.replace('_', ' ')} {_short(value)}" for name, value in one.items() if name != "role" and value not in (None, "")]
+    return f"{one['role']}: {', '.join(told)}"
+
+
+def _short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _slow_line(one: Mapping[str, Any]) -> str:
     size = f", {one['size']:,} bytes" if one["size"] else ""
-    return f"{one['seconds'] * 1000:>8.0f} ms  {one['operation']:10} {one['key'] or one['cache_type']}{size}"
+    return f"{one['seconds'] * 1000:>10,.0f} ms  {one['operation']:10} {one['key'] or one['cache_type']}{size}"
 
 
-def _warmer_line(one: Mapping[str, Any]) -> str:
-    state = "running" if one.get("is_running") else f"next run {one.get('next_run') or 'not known'}"
-    return f"{one['name']}: {state}" + (f"; the last one failed: {one['last_error']}" if one.get("last_error") else "")
+def _job_line(one: Mapping[str, Any]) -> str:
+    state = "running" if one["is_running"] else f"next run {one['next_run'] or 'not known'}"
+    return f"{one['name']}: {state}" + (f"; the last one failed: {one['last_error']}" if one["last_error"] else "")
+
+
+def _warmed_line(name: str, one: Mapping[str, Any]) -> str:
+    keys = ", ".join(f"{one[what]:,} {what}" for what in ("loaded", "refreshed", "skipped", "failed") if one[what])
+    return f"{name}: {keys or 'nothing to load'}; runs: {', '.join(f'{n:,} {how}' for how, n in one['ended'].items())}"

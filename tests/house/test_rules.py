@@ -26,7 +26,7 @@ BORDERS = {
     "cache_warmer.py": "round a source: whatever it raises is reported, and stops no other",
     "warming.py": "round a call that a source yields: whatever it raises is counted, and stops no other",
     "jobs.py": "an on_report of the user's may raise anything; the job goes on",
-    "monitoring.py": "round a look at the cache and round callbacks: whatever they raise is logged, and the task goes on",
+    "watching.py": "round a look at the cache and round callbacks: whatever they raise is logged, and the task goes on",
     "desk.py": "a loader may raise anything; the policy's fallback stands in for it",
     "cached.py": "a stand-in for the manager may raise anything; the function is called all the same",
     "invalidating.py": "templates and stand-ins may raise anything; the invalidation widens, the function's result stands",

@@ -1,0 +1,247 @@
+"""The task of a monitor: it looks after a cache's health, says when that has changed, and tells the fleet what this process has counted.
+
+Invariants
+- Nothing ends it but `end`, the end of its manager, and that of its event loop: what goes wrong in a step is logged, and the next is taken.
+- It never overlaps itself. A look that takes longer than the interval leaves out those that were due meanwhile.
+- A change is told once, in the order in which they came. Callbacks run beside the task, so that one that hangs holds up only its like.
+- What it has begun ends with it, and what it has posted is taken down, unless the store is not well: then that goes when its life is over.
+- In a fork it does nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+from collections.abc import Awaitable, Callable
+from contextvars import Context
+from typing import Any, TypeAlias
+from weakref import WeakSet
+
+import anyio
+
+from aiocache_aura import hot
+from aiocache_aura.cache_manager import CacheManager
+from aiocache_aura.errors import BackendError
+from aiocache_aura.health import Health
+from aiocache_aura.published import BOARD, Published, Windows, process_name
+from aiocache_aura.resilience.fail_safe import FaultLog
+from aiocache_aura.resilience.threads import settled
+from aiocache_aura.stores.base import Notes, Posted
+
+log = logging.getLogger("aiocache_aura.monitor")
+
+STEP = 0.25  # seconds between two measures of the event loop's lag
+LEAST_LIFE = 5.0  # seconds of a note; else it is three intervals
+MARKS, MARK_LIFE, SPARE = "marks", 3600.0, 60.0
+GRACE = 5.0  # seconds that callbacks, once cancelled, have for their end
+MOST_WAITING = 100
+
+Callback: TypeAlias = Callable[[Health], object] | None
+Check: TypeAlias = Callable[[float], Awaitable[Health]]
+
+_watches: WeakSet[Watch] = WeakSet()
+
+
+async def rest(seconds: float) -> float:
+    """Sleep, and measure by how much the event loop was late in going on, at worst."""
+    time = asyncio.get_running_loop().time
+    until, lag = time() + seconds, 0.0
+    while (left := until - time()) > 0:
+        due = time() + min(left, STEP)
+        await asyncio.sleep(due - time())
+        lag = max(lag, time() - due)
+    return lag
+
+
+class Calls:
+    """Callbacks of one kind, called one after another, each in a task of its own."""
+
+    def __init__(self, faults: FaultLog) -> None:
+        self._faults = faults
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def __repr__(self) -> str:
+        return f"<Calls, {len(self._tasks)} under way>"
+
+    @property
+    def are_over(self) -> bool:
+        return not self._tasks
+
+    def put(self, callback: Callable[..., object], *args: Any) -> None:
+        if len(self._tasks) >= MOST_WAITING:
+            log.error("a callback, %.80r, is not called: %d wait for the one before, which does not end", callback, len(self._tasks) - 1)
+            return
+        before = self._tasks[-1] if self._tasks else None
+        task = asyncio.get_running_loop().create_task(self._call(before, callback, args), name="aiocache_aura monitor's callback")
+        self._tasks.append(task)
+        task.add_done_callback(self._tasks.remove)
+
+    async def _call(self, before: asyncio.Task[None] | None, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
+        if before is not None:
+            await asyncio.wait({before})
+        try:
+            await settled(callback(*args))
+        except Exception as error:
+            self._faults.report(error, f"a callback, {callback!r:.80},")
+
+    async def end(self) -> None:
+        """Cancel them, and wait for their ends, but not for ever."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            _, stuck = await asyncio.wait(tasks, timeout=GRACE)
+            if stuck:
+                log.error("%d callbacks were cancelled and do not end: %r", len(stuck), stuck)
+
+
+class Watch:
+    """One task, of the event loop that it is made in. `check` asks for the health; it is told the lag of the loop."""
+
+    def __init__(
+        self,
+        manager: CacheManager,
+        check: Check,
+        interval: float,
+        *,
+        on_unhealthy: Callback,
+        on_recovered: Callback,
+        on_emptied: Callable[[], object] | None,
+        publish: bool,
+    ) -> None:
+        self.manager, self._check, self._interval, self._publish = manager, check, interval, publish
+        self._on_unhealthy, self._on_recovered, self._on_emptied = on_unhealthy, on_recovered, on_emptied
+        self._name = process_name(manager)
+        self._pid = os.getpid()
+        self._faults = FaultLog(log, clock=manager.settings.clock)
+        self._changes, self._warmings = Calls(self._faults), Calls(self._faults)
+        self._windows = Windows(manager.recorder)
+        self._is_unhealthy = self._has_posted = False
+        self._stands_until = -math.inf
+        self._status = "unknown"
+        self.lag = 0.0
+        self._loop = asyncio.get_running_loop()
+        # In a context of its own: not in the tenant, bypass() or deferred() block of whoever starts it.
+        self._task = self._loop.create_task(self._live(), name="aiocache_aura monitor", context=Context())
+        _watches.add(self)
+        manager.own(self._task)
+
+    def __repr__(self) -> str:
+        state = "over" if self.is_over else self._status
+        return f"<Watch of {self.manager!r} each {self._interval:g} s, {state}>"
+
+    @property
+    def is_over(self) -> bool:
+        return self._task.done() or self._loop.is_closed() or self._pid != os.getpid()
+
+    async def end(self) -> None:
+        """End the task and all that it has begun, and wait for that; from any event loop."""
+        if self.is_over:
+            return
+        if asyncio.get_running_loop() is not self._loop:
+            if self._loop.is_running():
+                await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self.end(), self._loop))
+            return
+        self._task.cancel()
+        with anyio.CancelScope(shield=True):  # a scope of anyio's cancels again and again, and would end the wait at once
+            await asyncio.wait({self._task})
+
+    async def _live(self) -> None:
+        time, due = self._loop.time, self._loop.time()
+        try:
+            while not self._is_cancelled() and self._pid == os.getpid():
+                await self._look()
+                due += self._interval * max(math.ceil((time() - due) / self._interval), 1)
+                self.lag = await rest(due - time())
+        finally:
+            await self._finish()
+
+    def _is_cancelled(self) -> bool:
+        return self._task.cancelling() > 0
+
+    async def _step(self, what: str, step: Awaitable[Any]) -> Any:
+        """What goes wrong in a step is logged, a cancellation that was not meant for this task as well; the next is taken all the same."""
+        try:
+            return await step
+        except asyncio.CancelledError as error:
+            if self._is_cancelled():
+                raise
+            self._faults.report(error, what)
+        except Exception as error:
+            self._faults.report(error, what)
+
+    # Looking
+
+    async def _look(self) -> None:
+        await self._step("a look at the cache's health", self._see())
+        if self._on_emptied is not None:
+            await self._step("marking the store", self._post(self._mark))
+        if self._publish:
+            await self._step("publishing this process's figures", self._post(self._tell_fleet))
+
+    async def _see(self) -> None:
+        """Check the health, and call whoever wants to know if it has changed."""
+        health = await self._check(self.lag)
+        self._status, is_unhealthy = health["status"], health["status"] == "unhealthy"
+        if is_unhealthy is self._is_unhealthy:
+            return
+        self._is_unhealthy = is_unhealthy
+        if is_unhealthy:
+            log.warning("the cache is unhealthy: %s", "; ".join(health["issues"]))
+        else:
+            log.warning("the cache is not unhealthy any more: %s", "; ".join(["it is " + health["status"], *health["issues"]]))
+        callback = self._on_unhealthy if is_unhealthy else self._on_recovered
+        if callback is not None:
+            self._changes.put(callback, health)
+
+    # Posting
+
+    async def _post(self, post: Callable[[Notes], Awaitable[None]]) -> None:
+        """Post something; that a store which is not well does not take it, is known."""
+        try:
+            await post((await self.manager.engine()).port.notes)
+        except BackendError as error:
+            if not self._is_unhealthy:
+                raise
+            log.debug("an unhealthy store has taken no note: %s", error)
+
+    async def _put_up(self, notes: Notes, board: str, note: bytes, life: float) -> Posted:
+        posted = await notes.post(board, self._name, note, life=life, timeout=self.manager.settings.budget)
+        self._has_posted = True
+        if posted is Posted.FULL:
+            raise BackendError(f"the board {board!r} is full of notes of other processes; each leaves when its life is over")
+        return posted
+
+    async def _mark(self, notes: Notes) -> None:
+        """Put up the mark that only an emptied store has lost before its time, and see whether it was there."""
+        now = self.manager.settings.clock.monotonic()
+        posted = await self._put_up(notes, MARKS, b"", MARK_LIFE)
+        was_to_stand, self._stands_until = now < self._stands_until, now + MARK_LIFE - SPARE
+        if posted is Posted.NEW and was_to_stand and self._on_emptied is not None:
+            log.warning("the store was emptied: what was posted there is gone")
+            if self._warmings.are_over:
+                self._warmings.put(self._on_emptied)
+
+    async def _tell_fleet(self, notes: Notes) -> None:
+        note = Published(self._name, self.manager.settings.clock.time(), await self._windows.read(), self._status)
+        await self._put_up(notes, BOARD, note.encode(), max(3 * self._interval, LEAST_LIFE))
+        await hot.publish(self.manager, self._name)
+
+    # Ending
+
+    async def _finish(self) -> None:
+        await asyncio.gather(self._changes.end(), self._warmings.end())
+        engine = self.manager.engine_now()
+        if engine is None or not self._has_posted or self._is_unhealthy or self._is_one_of_several():
+            return
+        try:
+            for board in (BOARD, MARKS):
+                await engine.port.notes.drop(board, self._name, timeout=self.manager.settings.budget)
+        except BackendError as error:
+            log.debug("this process's notes are left to their end: %s", error)
+
+    def _is_one_of_several(self) -> bool:
+        """Whether another task, which posts under the same name, goes on."""
+        return any(one is not self and one.manager is self.manager and not one.is_over for one in list(_watches))
