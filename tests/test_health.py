@@ -761,7 +761,7 @@ async def test_a_read_lane_of_several_that_is_cut_off(sound: Server) -> None:
         await look(manager)
         lane: Any = (await manager.engine()).port._link.reads[2]  # type: ignore[attr-defined]
         lane._transport.pause_reading()
-        health = await look(manager, timeout=0.4)
+        health = await look(manager, timeout=2.0)
         assert _trouble(health) == ("no answer", None)
         assert any(issue.startswith("nothing can be read") for issue in health["issues"])
         lane._transport.resume_reading()
