@@ -1236,3 +1236,188 @@ async def test_stats(shop):
         "sets": 2,
     }
     assert cache_manager.stats()["api"]["hit_rate"] == 0.0
+
+
+# Cache warming
+
+
+@pytest.fixture
+async def running(valkey, monkeypatch):
+    """The application as it runs: the process-wide manager over a real server, by the time of day."""
+    async with CacheManager(valkey.url, prefix="guide") as manager:
+        monkeypatch.setattr(NAME, manager)
+        yield manager
+
+
+async def test_cache_warmer(running, sessions):
+    """Block "cache warming": a warmer with the session, a type warmed by its name, then all in parallel; another process finds it."""
+    from aiocache_aura.cache_warmer import CacheWarmer
+
+    queries = []
+
+    @cache_menu(exclude=["db"])
+    async def get_menu_items(restaurant_id: int, db: AsyncSession) -> list[str]:
+        queries.append(restaurant_id)
+        rows = await db.execute(select(MenuItem.name).where(MenuItem.restaurant_id == restaurant_id).order_by(MenuItem.id))
+        return list(rows.scalars())
+
+    async with sessions() as db:
+        warmer = CacheWarmer(db)
+
+        @warmer.source("menu")
+        async def menu_of(db: AsyncSession, tenant_id: int) -> None:
+            await get_menu_items(tenant_id, db)
+
+        @warmer.source("settings")
+        async def settings_of(db: AsyncSession, tenant_id: int):
+            yield "timezone", "Europe/Rome"
+            yield "currency", "EUR"
+
+        await warmer.warm_menu_cache(tenant_id=7)
+        await warmer.warm_settings_cache(tenant_id=7)
+        report = await warmer.warm_all(tenant_id=7, parallel=True)
+        assert queries == [7]
+        assert (report["menu"].skipped, report["settings"].skipped, report["analytics"].ended, report.ok) == (1, 2, "skipped", True)
+        async with CacheManager(running.settings.url, prefix="guide") as another:
+            with patch(NAME, another):
+                assert await get_menu_items(7, db) == ["Margherita", "Marinara"]
+                assert await another.get("settings", "timezone", tenant=7) == "Europe/Rome"
+        assert queries == [7]
+
+
+async def test_cache_warmer_with_a_session_factory(running, sessions):
+    """Block "cache warming": a factory is opened for each source, so that they run in parallel; one that fails stops no other."""
+    from aiocache_aura.cache_warmer import CacheWarmer
+
+    opened = []
+
+    @contextlib.asynccontextmanager
+    async def session_factory():
+        async with sessions() as db:
+            opened.append(db)
+            try:
+                yield db
+            finally:
+                opened.remove(db)
+
+    warmer = CacheWarmer(session_factory)
+
+    @warmer.source("menu")
+    async def items(db: AsyncSession, tenant_id: int):
+        for row in (await db.execute(select(MenuItem))).scalars():
+            yield f"item:{row.id}", {"name": row.name, "price": row.price}
+
+    @warmer.source("reports")
+    async def broken(db: AsyncSession):
+        raise LookupError("no such table")
+
+    report = await warmer.warm_all(tenant_id=7)
+    assert opened == []
+    assert (report["menu"].loaded, report["reports"].ended, report.ok) == (2, "failed", False)
+    assert "no such table" in str(report)
+    assert await running.get("menu", "item:1", tenant=7) == {"name": "Margherita", "price": Decimal("12.50")}
+
+
+async def test_scheduled_warming(running):
+    """Block "scheduled warming": as the guide has it, at the start of the application; the first run is at once, and it ends with it."""
+    from aiocache_aura.cache_warmer import schedule_cache_warming, warm_source
+
+    warmed = asyncio.Event()
+
+    @warm_source("menu")
+    async def menus(db, tenant_id):
+        yield "today", {"tenant": tenant_id}
+        warmed.set()
+
+    job = schedule_cache_warming(tenant_id=1, interval_minutes=30)
+    async with asyncio.timeout(10):
+        await warmed.wait()
+        while job.last_report is None:
+            await asyncio.sleep(0.01)
+    assert (job.last_report["menu"].loaded, job.runs, job.is_running) == (1, 1, False)
+    assert timedelta(minutes=29) < job.next_run - job.last_run <= timedelta(minutes=30)
+    assert await running.get("menu", "today", tenant=1) == {"tenant": 1}
+    await job.cancel()
+
+
+# Monitoring
+
+
+async def test_cache_metrics(running):
+    """Block "monitoring": the figures of a type in the last hour."""
+    from aiocache_aura.monitoring import cache_monitor
+
+    @cache_menu()
+    async def get_menu(restaurant_id: int) -> list[str]:
+        await asyncio.sleep(0.001)
+        return ["Margherita"]
+
+    for _ in range(4):
+        await asyncio.gather(*(get_menu(n) for n in range(5)))
+    metrics = await cache_monitor.get_metrics(cache_type="menu", last_minutes=60)
+    assert (metrics["hits"], metrics["misses"], metrics["hit_rate"], metrics["loads"]) == (15, 5, 0.75, 5)
+    assert 0 < metrics["latency_ms"]["p50"] <= metrics["latency_ms"]["p95"] <= metrics["latency_ms"]["p99"]
+    assert metrics["load_seconds"] >= 0.005 and metrics["slow_operations"] == []
+    assert f"{metrics['hit_rate']:.2%}" == "75.00%" and "75.0%" in str(metrics)
+    assert (await cache_monitor.get_metrics("api"))["hit_rate"] == 0.0
+    for minutes in (0, 1441, True, "60"):
+        with pytest.raises(ValueError, match="1 to 1440"):
+            await cache_monitor.get_metrics("menu", last_minutes=minutes)
+    with pytest.raises(KeyError, match="menu"):
+        await cache_monitor.get_metrics("menus")
+
+
+async def test_health_check(own_server, monkeypatch):
+    """Block "health check": a status and issues that say what to do; a server that stops is unhealthy, and healthy when it is back."""
+    from aiocache_aura.monitoring import cache_monitor
+
+    server = own_server("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
+    async with CacheManager(server.url, prefix="guide") as manager:
+        monkeypatch.setattr(NAME, manager)
+        health = await cache_monitor.check_health()
+        assert (health["status"], health["issues"]) == ("healthy", [])
+        server.kill()
+        health = await cache_monitor.check_health()
+        assert health["status"] == "unhealthy" and health["issues"] and health["checks"]
+        server.start()
+        assert (await cache_monitor.check_health())["status"] == "healthy"
+
+
+async def test_cache_report(running):
+    """Block "cache report": everything at once, as plain values and as text."""
+    from aiocache_aura.monitoring import cache_monitor
+
+    await running.get_or_load("menu", "a", lambda: 1)
+    report = await cache_monitor.get_cache_report()
+    assert json.loads(json.dumps(report))["types"]["menu"]["misses"] == 1
+    text = str(report)
+    assert all(title in text for title in ("by type", "health", "memory", "connections", "advice"))
+    fleet = await cache_monitor.get_cache_report(fleet=True)
+    assert fleet["fleet"]["processes"] == 1
+
+
+async def test_monitoring_in_the_background(own_server, monkeypatch):
+    """Block "background monitoring": `alert` is called once when the server goes, once when it is back; the block ends cleanly."""
+    from aiocache_aura.monitoring import cache_monitor
+
+    server = own_server()
+    went, came = asyncio.Event(), asyncio.Event()
+    calls = []
+
+    async def alert(health):
+        calls.append(health["status"])
+        went.set()
+
+    def recovered(health):
+        calls.append(health["status"])
+        came.set()
+
+    async with CacheManager(server.url, prefix="guide") as manager:
+        monkeypatch.setattr(NAME, manager)
+        async with asyncio.timeout(30), cache_monitor.running(interval=0.05, on_unhealthy=alert, on_recovered=recovered):
+            await manager.set("menu", "a", 1)
+            server.kill()
+            await went.wait()
+            server.start()
+            await came.wait()
+    assert calls[0] == "unhealthy" and len(calls) == 2 and calls[1] != "unhealthy"

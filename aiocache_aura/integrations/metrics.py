@@ -18,12 +18,14 @@ from typing import Any, TypeAlias
 from aiocache_aura.histogram import PER_DECADE, Histogram, bound
 from aiocache_aura.integrations.reading import Reading
 from aiocache_aura.stats import Counts
+from aiocache_aura.stores.statistics import Connection
 
 Sample: TypeAlias = tuple[tuple[str, ...], Any]  # values of labels, and a number; of durations a Histogram
 
 FINEST, COARSEST = -5, 3  # powers of ten, in seconds, between which durations are told apart
 OPERATIONS = {name: name for name in ("get", "set", "delete", "invalidate")}
 OUTCOMES = {"load": "ok", "load_error": "error"}
+STATES = ("idle", "connecting", "ready", "down", "closed")
 EVERY_TENTH = tuple(range((FINEST + 6) * PER_DECADE, (COARSEST + 6) * PER_DECADE + 1, PER_DECADE // 3))
 
 
@@ -160,16 +162,14 @@ def _last_run(name: str) -> Callable[[Reading], Iterable[Sample]]:
 
 
 def _connections(reading: Reading) -> Iterator[Sample]:
-    states: dict[str, int] = {}
-    for lane in reading.lanes:
-        states[lane.state] = states.get(lane.state, 0) + 1
-    for state, n in states.items():
-        yield (state,), n
+    if reading.connections:
+        for state in STATES:
+            yield (state,), sum(one.state == state for one in reading.connections)
 
 
-def _of_lanes(figure: Callable[[Sequence[Any]], float]) -> Callable[[Reading], Iterable[Sample]]:
+def _of_connections(figure: Callable[[Sequence[Connection]], float]) -> Callable[[Reading], Iterable[Sample]]:
     """A figure of all connections; nothing where there are none."""
-    return lambda reading: [((), figure(reading.lanes))] if reading.lanes else []
+    return lambda reading: [((), figure(reading.connections))] if reading.connections else []
 
 
 METRICS: tuple[Metric, ...] = (
@@ -340,7 +340,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         name="aura_pool_connections",
         kind=Kind.GAUGE,
-        help="Connections of this process by state.",
+        help="Connections to the server, of this process, by state: idle, connecting, ready, down, closed.",
         labels=("state",),
         counted="connection",
         read=_connections,
@@ -350,21 +350,21 @@ METRICS: tuple[Metric, ...] = (
         kind=Kind.GAUGE,
         help="How long the request that waits longest has been waiting for its reply.",
         unit="seconds",
-        read=_of_lanes(lambda lanes: max(lane.waiting_seconds for lane in lanes)),
+        read=_of_connections(lambda all_: max(one.waiting_seconds for one in all_)),
     ),
     Metric(
         name="aura_pool_pending",
         kind=Kind.GAUGE,
         help="Requests that wait: for their reply, or to be written.",
         counted="request",
-        read=_of_lanes(lambda lanes: sum(lane.pending + lane.queued for lane in lanes)),
+        read=_of_connections(lambda all_: sum(one.pending + one.queued for one in all_)),
     ),
     Metric(
         name="aura_pool_reconnects_total",
         kind=Kind.COUNTER,
         help="Connections that were made anew.",
         counted="connection",
-        read=_of_lanes(lambda lanes: sum(lane.reconnects for lane in lanes)),
+        read=_of_connections(lambda all_: sum(one.reconnects for one in all_)),
     ),
 )
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from aiocache_aura import cache_manager as desk
 from aiocache_aura.cache_manager import CacheManager
 from aiocache_aura.histogram import Histogram
 from aiocache_aura.stats import Counts
+from aiocache_aura.stores.statistics import Connection
 from aiocache_aura.warm_report import Warmed
 
 T = TypeVar("T")
@@ -35,7 +36,7 @@ class Reading(NamedTuple):
     results: Mapping[tuple[str, str], int]
     usage: Mapping[str, tuple[int, int]]
     warmed: Mapping[str, Warmed]
-    lanes: Sequence[Any]
+    connections: Sequence[Connection]
 
 
 class Names:
@@ -102,7 +103,7 @@ class Source:
             results=self._marks.raised({(cache, result): n for cache, one in counts.items() for result, n in _results(one).items()}),
             usage=_folded(usage, named, lambda one, other: (one[0] + other[0], one[1] + other[1])),
             warmed=_folded(warmed, named, Warmed.merged),
-            lanes=[lane for port in ports for lane in getattr(port, "connections", list)()],
+            connections=[one for port in ports for one in port.connections()],
         )
 
     def durations(self, seconds: float) -> dict[str, dict[str, Histogram]]:

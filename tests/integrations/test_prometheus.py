@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,8 +25,9 @@ from aiocache_aura.histogram import Histogram, bound
 from aiocache_aura.integrations import metrics
 from aiocache_aura.integrations.metrics import METRICS
 from aiocache_aura.integrations.prometheus import AuraCollector, register
-from aiocache_aura.integrations.reading import MAX_REASONS
+from aiocache_aura.integrations.reading import MAX_REASONS, Source
 from aiocache_aura.stats import STALE_REASONS, Counts
+from aiocache_aura.stores.lanes import State
 
 ROOT = Path(__file__).parents[2]
 NAMES = {
@@ -139,11 +139,9 @@ async def test_a_scrape_can_be_parsed_and_has_the_samples_of_the_names(form, man
             seen.add(base)
             assert {*sample.labels} - {"le"} == {*NAMES[base]}
             assert sample.value >= 0
-    absent = ("aura_pool", "aura_warm", "aura_cache_evictions", "aura_cache_backend_errors")
-    expected = {name for name in NAMES if not name.startswith(absent)}
-    if manager.settings.is_remote:
-        expected -= {"aura_cache_entries", "aura_cache_bytes"}
-    assert expected <= seen
+    absent = ("aura_warm", "aura_cache_evictions", "aura_cache_backend_errors")
+    absent += ("aura_cache_entries", "aura_cache_bytes") if manager.settings.is_remote else ("aura_pool",)
+    assert seen == {name for name in NAMES if not name.startswith(absent)}
 
 
 if PROMTOOL:
@@ -353,20 +351,48 @@ async def test_runs_of_warmers_are_told(manager, registry) -> None:
     assert figures(registry, "aura_warm_last_run_duration_seconds", "cache").keys() == {("menu",), ("dishes",)}
 
 
-async def test_connections_are_told_by_state(manager, registry, monkeypatch) -> None:
-    """Connections by state, what waits on all of them, for how long the one that waits longest does, and how often they were made anew."""
-    await manager.get("menu", "a")
-    lanes = [
-        SimpleNamespace(role="reads", state="up", pending=3, queued=1, reconnects=2, waiting_seconds=0.25),
-        SimpleNamespace(role="reads", state="up", pending=0, queued=0, reconnects=0, waiting_seconds=0.0),
-        SimpleNamespace(role="writes", state="down", pending=0, queued=5, reconnects=1, waiting_seconds=1.5),
-    ]
-    (port,) = manager.ports()
-    monkeypatch.setattr(port, "connections", lambda: lanes, raising=False)
-    assert figures(registry, "aura_pool_connections", "state") == {("up",): 2, ("down",): 1}
-    assert figures(registry, "aura_pool_pending") == {(): 9}
-    assert figures(registry, "aura_pool_wait_seconds") == {(): 1.5}
-    assert figures(registry, "aura_pool_reconnects_total") == {(): 3}
+async def test_connections_are_told_by_state(valkey) -> None:
+    """Connections by state, all states there are; over memory there is none, and no series."""
+    registries = []
+    for url in ("memory://", valkey.url):
+        async with CacheManager(url) as manager:
+            registries.append(CollectorRegistry())
+            register(manager, registries[-1])
+            await manager.set("menu", "a", 1)
+            assert await manager.get("menu", "a") == 1
+            told = figures(registries[-1], "aura_pool_connections", "state")
+            assert len(told) == (0 if url == "memory://" else 5)
+            assert sum(told.values()) == len(manager.ports()[0].connections())
+            assert told.get(("ready",), 0) == (0 if url == "memory://" else 2)
+            assert figures(registries[-1], "aura_pool_reconnects_total") == ({} if url == "memory://" else {(): 0})
+    for registry in registries:
+        assert sum(figures(registry, "aura_pool_connections", "state").values()) == 0
+
+
+async def test_what_waits_for_a_server_that_hangs_is_told(own_server) -> None:
+    """While the server stands still there are requests pending, and one has waited; once it goes on there is none. Then it is killed."""
+    server = own_server()
+    async with CacheManager(server.url) as manager:
+        registry = CollectorRegistry()
+        register(manager, registry)
+        await manager.get("menu", "a")
+        server.stop()
+        read = asyncio.create_task(manager.get("menu", "a"))
+        while not figures(registry, "aura_pool_wait_seconds")[()]:
+            await asyncio.sleep(0)
+        assert figures(registry, "aura_pool_pending")[()] >= 1
+        server.cont()
+        await read
+        assert figures(registry, "aura_pool_pending") == figures(registry, "aura_pool_wait_seconds") == {(): 0}
+        server.kill()
+        server.start()
+        while not figures(registry, "aura_pool_reconnects_total")[()]:
+            await manager.get("menu", "a")
+
+
+def test_the_states_of_connections_are_those_that_there_are() -> None:
+    """A state that is not in the table would be left out of the figures."""
+    assert {state.value for state in State} == {*metrics.STATES}
 
 
 # Cardinality
@@ -415,6 +441,7 @@ def test_classes_of_errors_are_capped() -> None:
         counts.errors += 2
     told = figures(registry, "aura_cache_backend_errors_total", "error_type")
     assert len(told) == MAX_REASONS + 1
+    assert len(counts.by_error) == 50
     assert told["other",] == 60
     assert sum(told.values()) == 100
 
@@ -434,6 +461,25 @@ def test_a_counter_does_not_go_back_when_it_is_read_between_two_steps() -> None:
 
 
 # Threads
+
+
+def test_a_reading_does_not_change_any_more() -> None:
+    """What is counted after a reading, or in another thread meanwhile, is not in it."""
+    manager = CacheManager()
+    counts = manager.recorder.counts("menu")
+
+    def count() -> None:
+        counts.sets += 1
+        counts.took("get", 1.0)
+        counts.failed(OSError())
+        manager.recorder.evicted("menu", "bytes")
+
+    count()
+    reading = Source(manager).read()
+    count()
+    told = reading.counts["menu"]
+    assert (told.sets, told.times["get"].count, told.by_error, told.evictions) == (1, 1, {"OSError": 1}, {"bytes": 1})
+    assert counts.sets == 2
 
 
 async def test_scrapes_from_threads_while_the_loop_works() -> None:
