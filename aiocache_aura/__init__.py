@@ -48,6 +48,7 @@ from aiocache_aura.events import (
     StaleServed,
     Stored,
 )
+from aiocache_aura.health import Health, HealthLimits
 from aiocache_aura.integrations.asgi import TenantMiddleware
 from aiocache_aura.jobs import Job
 from aiocache_aura.keys import register_key_type
@@ -55,6 +56,7 @@ from aiocache_aura.monitoring import CacheMonitor, cache_monitor
 from aiocache_aura.namespace import Cache
 from aiocache_aura.policy import CachePolicy
 from aiocache_aura.redis_client import RedisClient
+from aiocache_aura.report import CacheReport, Metrics
 from aiocache_aura.sources import warm_source
 from aiocache_aura.types import (
     ALL,
@@ -88,6 +90,7 @@ __all__ = [
     "CacheMonitor",
     "CacheParameters",
     "CachePolicy",
+    "CacheReport",
     "CacheTTL",
     "CacheWarmer",
     "CachedFunction",
@@ -100,6 +103,8 @@ __all__ = [
     "Explanation",
     "Fault",
     "Happening",
+    "Health",
+    "HealthLimits",
     "Hit",
     "Invalidated",
     "Job",
@@ -109,6 +114,7 @@ __all__ = [
     "LoadFailedError",
     "LoadTimeoutError",
     "ManagerLike",
+    "Metrics",
     "Miss",
     "MissingTenantError",
     "MissingUserError",

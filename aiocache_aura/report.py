@@ -12,7 +12,7 @@ from aiocache_aura.stats import OPERATIONS, Counts
 
 WIDTH = 100  # columns
 LONGEST_NAME = 18
-MOST_SLOW = 10
+MOST_SHOWN = 10
 
 
 class Metrics(dict[str, Any]):
@@ -64,8 +64,8 @@ class CacheReport(dict[str, Any]):
             ("health", [str(health["status"]), *_listed(issues)]),
             ("memory", _memory_lines(self["memory"])),
             ("connections", [_connection_line(one) for one in self["connections"]]),
-            ("hot keys", [f"{one['seconds']:>10.1f} s saved  {one['key']}" for one in self["hot_keys"]]),
-            ("slow operations", [_slow_line(one) for one in self["slow_operations"][-MOST_SLOW:]]),
+            ("hot keys", [f"{one['seconds']:>10.1f} s saved  {one['key']}" for one in self["hot_keys"][:MOST_SHOWN]]),
+            ("slow operations", [_slow_line(one) for one in self["slow_operations"][-MOST_SHOWN:]]),
             ("warmers", [*_listed(map(_job_line, self["warmers"])), *_listed(_warmed_line(*one) for one in self["warmed"].items())]),
             ("advice", _listed(fresh) or ["see the issues of the health" if issues else "nothing to do"]),
         )
@@ -108,8 +108,9 @@ def _type_lines(types: Mapping[str, Mapping[str, Any]]) -> list[str]:
     width = min(max(map(len, types)), LONGEST_NAME)
     head = f"{'':{width}} {'hits':>11} {'misses':>10} {'hit rate':>8} {'loads':>9} {'p95 ms':>8} {'stale':>7} {'errors':>7} {'saved s':>10}"
     return [head] + [
-        f"{_cut(name, width):{width}} {one['hits']:>11,} {one['misses']:>10,} {one['hit_rate']:>8.1%} {one['loads']:>9,}"
-        f" {one['latency_ms']['p95']:>8.2f} {one['stale_served']:>7,} {one['errors']:>7,} {one['saved_seconds']:>10,.1f}"
+        f"{_cut(name, width):{width}} {_many(one['hits']):>11} {_many(one['misses']):>10} {one['hit_rate']:>8.1%}"
+        f" {_many(one['loads']):>9} {one['latency_ms']['p95']:>8.2f} {_many(one['stale_served']):>7} {_many(one['errors']):>7}"
+        f" {_many(one['saved_seconds']):>10}"
         for name, one in types.items()
     ]
 
@@ -124,9 +125,20 @@ def _memory_lines(memory: Mapping[str, Any]) -> list[str]:
     return [*lines, f"{whose}: {memory['used_bytes']:,} bytes used, {bound}{policy}"]
 
 
+def _many(number: float) -> str:
+    """A number; in thousands, millions and so on where it has more than five places."""
+    units, unit = iter("kMGT"), ""
+    while number >= 100_000 and unit != "T":
+        number, unit = number / 1000, next(units)
+    return f"{number:.1f}{unit}" if isinstance(number, float) and number < 1000 else f"{number:,.0f}{unit}"
+
+
 def _connection_line(one: Mapping[str, Any]) -> str:
-    told = [f"{name.replace('_', ' ')} {_short(value)}" for name, value in one.items() if name != "role" and value not in (None, "")]
-    return f"{one['role']}: {', '.join(told)}"
+    """What it is for, its state, and what of its figures is not nothing."""
+    told = [
+        f"{name.replace('_', ' ')} {_short(value)}" for name, value in one.items() if value and name not in ("role", "state", "version")
+    ]
+    return f"{one['role']}: {', '.join([one['state'], *told] if 'state' in one else told)}"
 
 
 def _short(value: object) -> str:
