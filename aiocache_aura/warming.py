@@ -285,7 +285,7 @@ class Run:
             if not any(error is one for one in self._counted):
                 self._tally.fail(error)
         else:
-            if not calls.count:  # of what nobody caches, or of a `set`
+            if not calls.count and not isinstance(call, asyncio.Future):  # of what nobody caches, or a `set`; a task has run by itself
                 self._tally.loaded += 1
         finally:
             self._tally.tell()
