@@ -12,6 +12,7 @@ report = await warmer.warm_all(tenant_id=1)
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import logging
 import os
@@ -215,14 +216,19 @@ class CacheWarmer(Generic[DB]):
                 async with places:
                     await self._warm_type(manager, tally, sources, tenant_id, pace, renewal)
 
-            with anyio.move_on_after(self._timeout):
-                async with anyio.create_task_group() as group:
+            # Not anyio's, which cancel again and again what is being cleaned up: sessions are closed by code that awaits.
+            bound = asyncio.timeout(self._timeout)
+            try:
+                async with bound, asyncio.TaskGroup() as group:
                     for tally in tallies:
                         sources = [each for found in (registered, self._sources) for each in found.of(tally.cache_type, manager)]
                         if sources and not manager.is_off:
-                            group.start_soon(one, tally, sources)
+                            group.create_task(one(tally, sources))
                         else:
                             tally.end("skipped")
+            except TimeoutError:
+                if not bound.expired():
+                    raise
             for tally in tallies:
                 if tally.ended is None:
                     tally.note(f"not done after timeout={self._timeout} s")

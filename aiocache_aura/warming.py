@@ -26,9 +26,6 @@ from contextlib import aclosing
 from contextvars import Context
 from typing import Any, Final
 
-import anyio
-import anyio.abc
-
 from aiocache_aura.clock import Clock
 from aiocache_aura.context import identity, warming_scope
 from aiocache_aura.errors import BackendError, CacheError, ConfigurationError, MissingTenantError, MissingUserError
@@ -166,7 +163,7 @@ class Run:
         failure: Exception | None = None
         pairs: list[Pair] = []
         try:
-            async with anyio.create_task_group() as calls:
+            async with asyncio.TaskGroup() as calls:
                 try:
                     await self._take_all(steps, pairs, calls)
                 except Exception as error:  # what it gave before is as good as ever
@@ -182,7 +179,7 @@ class Run:
         if failure is not None:
             raise failure
 
-    async def _take_all(self, steps: Steps, pairs: list[Pair], calls: anyio.abc.TaskGroup) -> None:
+    async def _take_all(self, steps: Steps, pairs: list[Pair], calls: asyncio.TaskGroup) -> None:
         n = 0
         async for item, context in steps:
             n += 1
@@ -205,7 +202,7 @@ class Run:
         try:
             key, value, options = _spread(item)
             bed = self._bed_for(options) if context is None else context.run(self._bed_for, options)
-            if self._only is None or not self._only.isdisjoint(bed.scopes):
+            if self._only is None or not self._only.isdisjoint(bed.scopes) or not self._ground.covers(bed.scopes):
                 pairs.append(Pair(bed.key(key), value, bed))
         except (CacheError, TypeError, ValueError) as error:
             if self._only is None:
@@ -259,7 +256,7 @@ class Run:
 
     # Calls
 
-    async def _start(self, call: Awaitable[Any], context: Context | None, calls: anyio.abc.TaskGroup) -> None:
+    async def _start(self, call: Awaitable[Any], context: Context | None, calls: asyncio.TaskGroup) -> None:
         if self._only is not None:  # it was made in the first reading
             close(call)
             return
@@ -267,10 +264,8 @@ class Run:
         await self._pace.room.acquire()
         if self._in_turn:
             await self._finish(call)
-        elif context is None:
-            calls.start_soon(self._finish, call)
         else:
-            context.run(calls.start_soon, self._finish, call)
+            calls.create_task(self._finish(call), context=context)
 
     async def _finish(self, call: Awaitable[Any]) -> None:
         """Await a call that was yielded."""
@@ -290,7 +285,7 @@ class Run:
             if not any(error is one for one in self._counted):
                 self._tally.fail(error)
         else:
-            if not calls.count:  # of what nobody caches, or of a `set`
+            if not calls.count and not isinstance(call, asyncio.Future):  # of what nobody caches, or a `set`; a task has run by itself
                 self._tally.loaded += 1
         finally:
             self._tally.tell()

@@ -123,6 +123,13 @@ def close(item: object) -> None:
         item.cancel()
 
 
+def let_go(made: Any) -> None:
+    """Close the calls in what a source has returned, and nobody will take."""
+    if isinstance(made, list | tuple):
+        for item in made:
+            close(item)
+
+
 # In a thread
 
 
@@ -213,11 +220,13 @@ async def _pumped(run: Callable[[_Pump], Awaitable[Any]]) -> Steps:
             chunk.reverse()
             while chunk:
                 yield chunk.pop()
-    finally:
+    except BaseException:
         close_all(chunk)
         await pump.stop(thread)
-        if not thread.cancelled():
-            thread.exception()  # retrieved, whether or not anybody comes to the next line
+        if not thread.cancelled() and thread.exception() is None:
+            let_go(thread.result())
+        raise
+    await pump.stop(thread)
     async with aclosing(_given(thread.result())) as steps:
         async for step in steps:
             yield step
