@@ -41,7 +41,8 @@ from aiocache_aura.scheduling import job_name, names_of, schedule_of, within
 from aiocache_aura.sources import Source, Sources, decorator, registered, warm_source
 from aiocache_aura.types import TTL
 from aiocache_aura.warm_report import WarmProgress, WarmReport
-from aiocache_aura.warming import Pace, Run, Tally
+from aiocache_aura.warming import Run, Tally
+from aiocache_aura.warming_pace import Pace
 from aiocache_aura.warming_steps import Sessions, steps_of
 
 DB = TypeVar("DB")
@@ -172,7 +173,7 @@ class CacheWarmer(Generic[DB]):
         chosen = [one for one in found if cache_type in (None, one.cache_type) and one.cache_type in manager.caches][:limit]
         started = clock.monotonic()
         with bar(self._progress) as progress:
-            pace = Pace(at_once, self._rate)
+            pace = Pace(at_once, self._rate, manager.recorder.reads)
             tallies = {name: Tally(name, clock, progress) for name in dict.fromkeys(one.cache_type for one in chosen)}
             runs = {name: Run(manager.caches[name], tally, pace, Renewal()) for name, tally in tallies.items()}
             for tally in tallies.values():
@@ -207,7 +208,7 @@ class CacheWarmer(Generic[DB]):
         clock = manager.settings.clock
         started, tenant = clock.monotonic(), None if tenant_id is None else id_text(tenant_id, "tenant")
         with bar(self._progress) as progress, nullcontext() if tenant is None else tenant_scope(tenant):
-            pace, places = Pace(self._concurrency, self._rate), anyio.Semaphore(at_once)
+            pace, places = Pace(self._concurrency, self._rate, manager.recorder.reads), anyio.Semaphore(at_once)
             tallies = [Tally(name, clock, progress) for name in names]
 
             async def one(tally: Tally, sources: list[Source]) -> None:

@@ -10,11 +10,12 @@ Weights are kept as of one moment, the epoch, and what is offered later weighs m
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-PLACES = 100  # for each cache type
+PLACES = 400  # for each cache type: of a Zipf load the forty hottest are sure to be among them, and most of the next hundred
 MOST_TYPES = 64
 MOST_KEY = 512  # characters; longer keys are not kept
 HALF_LIFE = 600.0  # seconds
@@ -41,16 +42,46 @@ class _Place:
         self.weight, self.error, self.recipe = weight, error, recipe
 
 
+class _Kept:
+    """The kept keys of a type, and a heap that finds the lightest: its weights may be old, and then too low, and are mended when met."""
+
+    __slots__ = ("heap", "places")
+
+    def __init__(self) -> None:
+        self.places: dict[str, _Place] = {}
+        self.heap: list[tuple[float, str]] = []
+
+    def add(self, key: str, place: _Place) -> None:
+        self.places[key] = place
+        heapq.heappush(self.heap, (place.weight, key))
+
+    def pop_lightest(self) -> _Place:
+        while True:
+            weight, key = self.heap[0]
+            place = self.places[key]
+            if place.weight <= weight:
+                heapq.heappop(self.heap)
+                return self.places.pop(key)
+            heapq.heapreplace(self.heap, (place.weight, key))
+
+    def shrink(self, by: float) -> None:
+        for place in self.places.values():
+            place.weight /= by
+            place.error /= by
+        self.heap = [(place.weight, key) for key, place in self.places.items()]
+        heapq.heapify(self.heap)
+
+
 class Heat:
     """The hottest keys of each cache type. `now` is a monotonic clock, in seconds."""
 
     def __init__(self, now: Callable[[], float], *, places: int = PLACES, half_life: float = HALF_LIFE) -> None:
         self._now, self._places, self._half_life = now, places, half_life
         self._epoch = now()
-        self._types: dict[str, dict[str, _Place]] = {}
+        self._types: dict[str, _Kept] = {}
 
     def __repr__(self) -> str:
-        return f"<Heat of {', '.join(f'{len(kept)} {name}' for name, kept in self._types.items()) or 'nothing'}>"
+        return f"<Heat of {', '.join(f'{len(kept.places)} {name}' for name, kept in self._types.items()) or 'nothing'}>"
 
     def offer(self, cache_type: str, key: str, seconds: float, recall: Recall | None) -> None:
         """Hits of a key have saved so many seconds; `recall` is called if it is new here."""
@@ -58,26 +89,24 @@ class Heat:
         if kept is None:
             if len(self._types) >= MOST_TYPES:
                 return
-            kept = self._types[cache_type] = {}
+            kept = self._types[cache_type] = _Kept()
         weight = seconds * self._growth()
-        place = kept.get(key)
+        place = kept.places.get(key)
         if place is not None:
             place.weight += weight
         elif len(key) <= MOST_KEY:
-            error = 0.0
-            if len(kept) >= self._places:
-                lightest = min(kept, key=lambda name: kept[name].weight)
-                error = kept.pop(lightest).weight
-            kept[key] = _Place(error + weight, error, None if recall is None else recall())
+            error = kept.pop_lightest().weight if len(kept.places) >= self._places else 0.0
+            kept.add(key, _Place(error + weight, error, None if recall is None else recall()))
 
-    def hottest(self, cache_type: str | None = None, *, limit: int = PLACES) -> list[HotKey]:
+    def hottest(self, cache_type: str | None = None, *, limit: int = 100) -> list[HotKey]:
         """The hottest keys of a type, or of all, the hottest first."""
         growth = self._growth()
         names = list(self._types) if cache_type is None else [cache_type]
         found = [
             HotKey(name, key, place.weight / growth, place.error / growth, place.recipe)
             for name in names
-            for key, place in list(self._types.get(name, {}).items())
+            if name in self._types
+            for key, place in list(self._types[name].places.items())
         ]
         return sorted(found, key=lambda one: one.seconds, reverse=True)[:limit]
 
@@ -86,9 +115,7 @@ class Heat:
         if growth < _MOST_GROWTH:
             return growth
         for kept in self._types.values():
-            for place in kept.values():
-                place.weight /= growth
-                place.error /= growth
+            kept.shrink(growth)
         self._epoch = self._now()
         return 1.0
 

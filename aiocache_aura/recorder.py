@@ -120,6 +120,10 @@ class Recorder:
         """What warmers have done here, by cache type."""
         return self._warmed.copy()
 
+    def reads(self) -> int:
+        """How often users have read, of whatever type."""
+        return sum(counts.hits + counts.misses for counts in self._counts.values())
+
     def total(self, cache_type: str) -> Counts:
         """What has happened to a type since the start, as it is now."""
         return self._counts.get(cache_type, _NOTHING).copy()

@@ -8,8 +8,7 @@ A source is read again from its beginning, once, if what its pairs depend on was
 that named a tenant or a tag for the first time.
 
 Invariants
-- A run is last in line: loads take turns that all runs of a warmer share, keys are bounded by a rate, and no step keeps the event loop for
-  longer than `SLICE`; where others want it too, the run pauses as long as it has worked.
+- A run is last in line (see `warming_pace`): loads take turns that all runs of a warmer share, and no step keeps the event loop for long.
 - What a load calls in turn is called as by anybody: it takes no turn, or all turns could wait for one. The same goes for what is called
   after the run is over, by a task that it left behind.
 - The generations of pairs are captured before the source is opened, with its session, whose snapshot may be as old as it is (M6).
@@ -22,8 +21,8 @@ import asyncio
 import inspect
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from contextvars import Context
 from typing import Any, Final
 
@@ -41,53 +40,20 @@ from aiocache_aura.renewing import Engine, Warmed
 from aiocache_aura.terms import Terms, fall_back
 from aiocache_aura.types import MISSING
 from aiocache_aura.warm_report import Ended, TypeReport, WarmProgress
+from aiocache_aura.warming_pace import BATCH_KEYS, Pace
 from aiocache_aura.warming_steps import Steps, close
 
 log = logging.getLogger("aiocache_aura.warmer")
 
 BATCH_FIRST: Final = 16
-BATCH_KEYS: Final = 256
 BATCH_BYTES: Final = 64 * 1024
 GATHERED_FOR: Final = 0.25  # seconds after which a batch is planted, full or not
-SLICE: Final = 0.0002  # seconds of work before others may go on
 LOOKED_AT: Final = 8  # steps between two looks at the time
 MOST_ERRORS: Final = 10
 MOST_FAULTS: Final = 3  # batches in a row that the store did not take, after which a source is given up
 TELL_EACH: Final = 0.1  # seconds between two words of progress
 REMEMBERED: Final = 32
 PAUSES: Final = (0.1, 0.5)  # seconds between attempts of a call to have the store answer
-
-
-class Pace:
-    """What the runs of one warmer share: turns for loads, places for calls, and a rate of keys per second."""
-
-    def __init__(self, concurrency: int, rate: float | None) -> None:
-        self._now = asyncio.get_running_loop().time
-        self.rate = rate
-        self._turns, self.room = anyio.Semaphore(concurrency), anyio.Semaphore(concurrency)
-        self._free_at = self._now()
-
-    @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """One of the loads that may run at once."""
-        async with self._turns:
-            await self.keys(1)
-            yield
-
-    async def keys(self, count: int) -> None:
-        """Wait until so many keys more are within the rate."""
-        if self.rate is None or not count:
-            return
-        now = self._now()
-        start = max(self._free_at, now)
-        self._free_at = start + count / self.rate
-        if start > now:
-            await asyncio.sleep(start - now)
-
-    @property
-    def most_at_once(self) -> int:
-        """How many keys may be stored in one go: a quarter of a second's."""
-        return BATCH_KEYS if self.rate is None else max(min(int(self.rate / 4), BATCH_KEYS), 1)
 
 
 class Tally:
@@ -226,7 +192,7 @@ class Run:
             if not pairs:
                 self._gathered_at = self._now()
             self._gather(item, context, pairs)
-            if len(pairs) >= self._size or self._now() - self._gathered_at > GATHERED_FOR:
+            if len(pairs) >= min(self._size, self._pace.most_at_once) or self._now() - self._gathered_at > GATHERED_FOR:
                 batch = pairs[:]
                 pairs.clear()
                 await self._plant(batch)
@@ -281,19 +247,15 @@ class Run:
             tally.fail(error)
         if done.unsure and self._only is not None:
             tally.fail(Voided("a tenant or tag that it named neither in tags= nor the first time"), keys=done.unsure)
-        self._size = max(min(BATCH_BYTES * keys // max(done.size, 1), 4 * self._size, self._pace.most_at_once), 1)
+        self._size = max(min(BATCH_BYTES * keys // max(done.size, 1), 4 * self._size, BATCH_KEYS), 1)
         tally.tell()
 
     async def breathe(self) -> None:
-        """Let others go on if this has worked for long enough, and for longer if they want to."""
-        before = self._now()
-        worked = before - self._since
-        if worked < SLICE:
-            return
-        await asyncio.sleep(0)
-        if self._now() - before > SLICE:
-            await asyncio.sleep(min(worked, GATHERED_FOR))
-        self._since = self._now()
+        """Let others go on if this has worked for long enough."""
+        worked = self._now() - self._since
+        if worked >= self._pace.slice:
+            await self._pace.rest(worked)
+            self._since = self._now()
 
     # Calls
 
@@ -441,4 +403,4 @@ def _spread(item: Any) -> tuple[str, Any, dict[str, Any] | None]:
             )
 
 
-__all__ = ["Pace", "Run", "Tally"]
+__all__ = ["Run", "Tally"]

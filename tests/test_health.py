@@ -738,7 +738,7 @@ async def test_connections_are_exported(sound: Server) -> None:
         await asked
         assert families["aura_pool_wait_seconds"][0].value > 0.1
         assert families["aura_pool_pending"][0].value == 1
-        assert [(one.labels, one.value) for one in families["aura_pool_connections"]] == [({"state": "ready"}, 2)]
+        assert [(one.labels, one.value) for one in families["aura_pool_connections"] if one.value] == [({"state": "ready"}, 2)]
 
 
 async def test_a_down_lane_says_why(own_server: Callable[..., Server]) -> None:
@@ -761,7 +761,7 @@ async def test_a_read_lane_of_several_that_is_cut_off(sound: Server) -> None:
         await look(manager)
         lane: Any = (await manager.engine()).port._link.reads[2]  # type: ignore[attr-defined]
         lane._transport.pause_reading()
-        health = await look(manager, timeout=0.4)
+        health = await look(manager, timeout=2.0)
         assert _trouble(health) == ("no answer", None)
         assert any(issue.startswith("nothing can be read") for issue in health["issues"])
         lane._transport.resume_reading()

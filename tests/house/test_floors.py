@@ -21,7 +21,7 @@ FLOORS = [
      "aiocache_aura.cache_manager", "aiocache_aura.namespace", "aiocache_aura.registry", "aiocache_aura.using", "aiocache_aura.providing",
      "aiocache_aura.verbs", "aiocache_aura.desk", "aiocache_aura.deferral", "aiocache_aura.engines", "aiocache_aura.backend",
      "aiocache_aura.cache_warmer", "aiocache_aura.warming", "aiocache_aura.warming_steps", "aiocache_aura.sources",
-     "aiocache_aura.progress", "aiocache_aura.jobs", "aiocache_aura.scheduling",
+     "aiocache_aura.progress", "aiocache_aura.warming_pace", "aiocache_aura.jobs", "aiocache_aura.scheduling",
      "aiocache_aura.monitoring", "aiocache_aura.watching", "aiocache_aura.report", "aiocache_aura.published", "aiocache_aura.health",
      "aiocache_aura.hot", "aiocache_aura.recipes"},
     {"aiocache_aura.engine", "aiocache_aura.writes", "aiocache_aura.entries", "aiocache_aura.generations",

@@ -1,0 +1,261 @@
+"""What is hot: the sketch against exact sums, recipes of calls, and what other processes posted."""
+
+from __future__ import annotations
+
+import math
+import random
+import uuid
+from collections import Counter
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aiocache_aura import CacheManager, CacheWarmer, ConfigurationError, cache_menu, hot, tenant_scope, user_scope
+from aiocache_aura.cached import cached_named
+from aiocache_aura.heat import HALF_LIFE, MOST_KEY, MOST_TYPES, PLACES, Heat, HotKey, merged
+from aiocache_aura.recipes import Recipe
+from tests.clocks import ManualClock
+
+offers = st.lists(st.tuples(st.integers(0, 30), st.floats(0.001, 10)), min_size=1, max_size=300)
+
+
+def core(function):
+    return function.cache_key.__self__._core
+
+
+def heat_of(taken, places: int = PLACES) -> Heat:
+    heat = Heat(ManualClock().monotonic, places=places)
+    for key, seconds in taken:
+        heat.offer("menu", str(key), seconds, None)
+    return heat
+
+
+@given(offers, st.integers(1, 20))
+def test_weights_are_within_their_errors(taken, places) -> None:
+    """A key weighs at most what is told and at least that without the error; what weighs more than a place's share of all is kept."""
+    exact: Counter[str] = Counter()
+    for key, seconds in taken:
+        exact[str(key)] += seconds
+    kept = {one.key: one for one in heat_of(taken, places).hottest(limit=1000)}
+    assert len(kept) <= places
+    for key, one in kept.items():
+        assert one.seconds - one.error - 1e-6 <= exact[key] <= one.seconds + 1e-6
+    share = sum(exact.values()) / places
+    assert {key for key, weight in exact.items() if weight > share + 1e-6} <= kept.keys()
+
+
+def test_the_hottest_of_a_zipf_load_are_found() -> None:
+    """Of 20,000 keys asked for by Zipf's law, the twenty hottest are found, the first ones in their order."""
+    rng = random.Random(3)
+    weights = [1 / (n + 1) for n in range(20_000)]
+    found = [one.key for one in heat_of((key, 0.01) for key in rng.choices(range(20_000), weights, k=60_000)).hottest()]
+    assert {str(n) for n in range(20)} <= set(found)
+    assert found[:3] == ["0", "1", "2"]
+
+
+def test_heat_fades() -> None:
+    """What was hot a half-life ago weighs half; after hundreds of half-lives nothing of it is left, and no number overflows."""
+    clock = ManualClock()
+    heat = Heat(clock.monotonic)
+    heat.offer("menu", "old", 8.0, None)
+    clock.advance(HALF_LIFE)
+    heat.offer("menu", "new", 5.0, None)
+    assert [(one.key, round(one.seconds, 6)) for one in heat.hottest()] == [("new", 5.0), ("old", 4.0)]
+    clock.advance(HALF_LIFE * 300)
+    heat.offer("menu", "newest", 1.0, None)
+    first, *rest = heat.hottest()
+    assert (first.key, first.seconds) == ("newest", pytest.approx(1.0))
+    assert all(one.seconds < 1e-30 for one in rest)
+
+
+def test_memory_is_bounded() -> None:
+    """So many types, so many places for each, and no long keys."""
+    heat = Heat(ManualClock().monotonic, places=10)
+    for n in range(MOST_TYPES + 5):
+        heat.offer(f"type{n}", "k", 1.0, None)
+    for n in range(1000):
+        heat.offer("type0", str(n), 1.0, None)
+    heat.offer("type1", "x" * MOST_KEY, 1.0, None)
+    heat.offer("type1", "x" * (MOST_KEY + 1), 1.0, None)
+    kept = Counter(one.cache_type for one in heat.hottest(limit=10_000))
+    assert len(kept) == MOST_TYPES and kept["type0"] == 10 and kept["type1"] == 2
+
+
+def test_a_recipe_is_made_once_for_each_key() -> None:
+    """It is asked for when a key comes in, and not with each offer."""
+    heat, asked = Heat(ManualClock().monotonic), []
+    for _ in range(5):
+        heat.offer("menu", "k", 1.0, lambda: asked.append(1) or b"recipe")
+    assert len(asked) == 1 and heat.hottest()[0].recipe == b"recipe"
+
+
+def test_what_is_hot_for_several_is_added_up() -> None:
+    """Seconds and errors of one key are summed; a recipe that one of them has is kept."""
+    one, two = HotKey("menu", "a", 2.0, 0.5), HotKey("menu", "a", 3.0, 0.25, b"r")
+    assert merged([one, HotKey("api", "a", 4.0), two]) == [HotKey("menu", "a", 5.0, 0.75, b"r"), HotKey("api", "a", 4.0)]
+
+
+class TestRecipes:
+    @pytest.mark.parametrize(
+        "value",
+        [1, True, 1.5, "x", None, b"\x00", Decimal("1.50"), uuid.UUID(int=7), datetime(2026, 11, 25, tzinfo=UTC), (1, True), [1], {"a": 1}],
+        ids=repr,
+    )
+    def test_arguments_come_back_as_they_were(self, value):
+        """The same values of the same types."""
+        recipe = Recipe("f", {"x": value}, "7", None)
+        found = Recipe.decode(recipe.encode())
+        assert found == recipe and type(found.arguments["x"]) is type(value)
+
+    def test_what_cannot_come_back_has_no_recipe(self):
+        """An object of no known kind, and arguments beyond a bound."""
+        assert Recipe("f", {"x": object()}, None, None).encode() is None
+        assert Recipe("f", {"x": "y" * 2000}, None, None).encode() is None
+
+    @given(st.binary(max_size=60))
+    def test_garbage_is_none(self, raw):
+        """Whatever stands in a store is a recipe or None, never an error."""
+        found = Recipe.decode(raw)
+        assert found is None or isinstance(found, Recipe)
+
+    async def test_which_calls_have_one(self):
+        """Functions whose arguments are all in the key; not methods, not secrets, not what needs its caller's session."""
+        async with CacheManager("memory://") as manager:
+
+            @cache_menu(manager=manager)
+            async def plain(a, b=2): ...
+
+            @cache_menu(manager=manager, exclude=["db"])
+            async def personal(a, db): ...
+
+            @cache_menu(manager=manager, secret=["token"])
+            async def hidden(a, token): ...
+
+            @cache_menu(manager=manager, provide={"db": lambda: 1})
+            async def provided(a, db): ...
+
+            class Shop:
+                @cache_menu(manager=manager)
+                async def method(self, a): ...
+
+            recall = {function.__name__: core(function).current_state().terms.recall for function in (plain, personal, hidden, provided)}
+            assert recall["personal"] is None and recall["hidden"] is None and Shop().method._core.current_state().terms.recall is None
+            with tenant_scope(7), user_scope(5):
+                found = Recipe.decode(recall["plain"]((1,), {}))
+            assert found == Recipe(core(plain).name, {"a": 1, "b": 2}, "7", "5")
+            assert Recipe.decode(recall["provided"]((1,), {})).arguments == {"a": 1}
+            assert cached_named(core(plain).name, manager) is core(plain)
+            async with CacheManager("memory://") as other:
+                assert cached_named(core(plain).name, other) is None
+
+
+class TestBoards:
+    def test_what_was_encoded_comes_back(self):
+        """Keys, weights and recipes; of too many the hottest."""
+        keys = [HotKey("menu", f"k{n}", 1000.0 - n, 0.5, bytes(range(256)) if n % 2 else None) for n in range(900)]
+        raw = hot.encode(keys)
+        found = hot.decode(raw)
+        assert len(raw) <= hot.MOST_BYTES and found == keys[: len(found)] and len(found) > 50
+
+    @given(st.binary(max_size=200))
+    def test_garbage_is_left_out(self, raw):
+        """Whoever wrote it."""
+        assert all(isinstance(one, HotKey) for one in hot.decode(raw))
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            b"{}",
+            b"null",
+            b'["menu","k",1]',
+            b'["menu","k",-1,0,null]',
+            b'["menu","k",1,2,null]',
+            b'["menu","k",1,0,"\\u1234"]',
+            b'[1,"k",1,0,null]',
+        ],
+        ids=repr,
+    )
+    def test_a_line_that_is_none(self, line):
+        """Of another shape, with a weight that cannot be, or a recipe that is no bytes."""
+        assert hot.decode(line) == []
+
+
+class TestWarmHot:
+    async def test_an_emptied_server_is_warmed_the_hottest_first(self, valkey):
+        """The calls that saved the most are made again, for their tenants, the dearest first; what is there is skipped."""
+        loads = []
+        async with CacheManager(valkey.url, prefix="hot") as manager:
+
+            @cache_menu(manager=manager)
+            async def dish(n: int) -> int:
+                loads.append(n)
+                return n
+
+            with tenant_scope(7):
+                for n in range(5):
+                    for _ in range(4 * (n + 1)):
+                        await dish(n)
+            hottest = [one.key for one in manager.recorder.heat.hottest()]
+            with valkey.client() as client:
+                client.flushall()
+            loads.clear()
+            warmer = CacheWarmer(manager=manager, concurrency=1)
+            report = await warmer.warm_hot(limit=3)
+            assert (report["menu"].loaded, len(loads)) == (3, 3)
+            with tenant_scope(7):
+                assert [dish.cache_key(n) for n in loads] == hottest[:3]
+            report = await warmer.warm_hot()
+            assert (report["menu"].loaded, report["menu"].skipped) == (2, 3)
+
+    async def test_another_process_warms_what_was_published(self, valkey):
+        """A new process learns it from the store."""
+        loads = []
+        async with CacheManager(valkey.url, prefix="hot") as old, CacheManager(valkey.url, prefix="hot") as new:
+            for manager in (old, new):
+
+                @cache_menu(manager=manager, name="dish")
+                async def dish(n: int) -> int:
+                    loads.append(n)
+                    return n
+
+                if manager is old:
+                    first = dish
+            for _ in range(3):
+                await first(1)
+            await hot.publish(old, "old")
+            await old.invalidate("menu")
+            assert (await CacheWarmer(manager=new).warm_hot())["menu"].loaded == 1
+            assert loads == [1, 1]
+
+    async def test_a_file_of_what_is_hot(self, tmp_path):
+        """It is its owner's only, holds no values, and warms a manager that knows nothing."""
+        path = tmp_path / "hot.jsonl"
+        async with CacheManager("memory://") as manager:
+
+            @cache_menu(manager=manager)
+            async def dish(n: int) -> str:
+                return "a value for the eyes of the caller"
+
+            for _ in range(3):
+                await dish(1)
+            warmer = CacheWarmer(manager=manager)
+            assert await warmer.save_hot(path) == 1
+            assert path.stat().st_mode & 0o777 == 0o600 and "eyes" not in path.read_text()
+            await manager.invalidate("menu")
+            assert (await warmer.restore_hot(path))["menu"].loaded == 1
+            for content in (b"", b"garbage", path.read_bytes() + b"[1]\n"):
+                path.write_bytes(content)
+                with pytest.raises(ConfigurationError, match="hot keys"):
+                    await warmer.restore_hot(path)
+            with pytest.raises(FileNotFoundError):
+                await warmer.restore_hot(tmp_path / "none")
+
+    @pytest.mark.parametrize("limit", [0, -1, True, "3", math.inf])
+    async def test_a_limit_that_cannot_be(self, limit):
+        """It is a number of keys."""
+        async with CacheManager("memory://") as manager:
+            with pytest.raises(ConfigurationError, match="limit"):
+                await CacheWarmer(manager=manager).warm_hot(limit=limit)
