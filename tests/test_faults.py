@@ -25,7 +25,7 @@ from tests.proxy import FaultProxy
 from tests.servers import Server
 
 BUDGET = 0.25
-SLACK = 1.0  # of a machine that has other things to do: three times as many processes as cores, for one
+SLACK = 0.3  # of a machine that has other things to do
 STALL = 1.0  # for which a server may not be run; what this process is not run, `running_time` leaves out
 SOON = 10.0
 ROOT = Path(__file__).parents[1]
