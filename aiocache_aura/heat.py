@@ -11,6 +11,7 @@ Weights are kept as of one moment, the epoch, and what is offered later weighs m
 from __future__ import annotations
 
 import heapq
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -79,12 +80,20 @@ class Heat:
         self._now, self._places, self._half_life = now, places, half_life
         self._epoch = now()
         self._types: dict[str, _Kept] = {}
+        self._lock = threading.Lock()
 
     def __repr__(self) -> str:
-        return f"<Heat of {', '.join(f'{len(kept.places)} {name}' for name, kept in self._types.items()) or 'nothing'}>"
+        return f"<Heat of {', '.join(f'{len(kept.places)} {name}' for name, kept in list(self._types.items())) or 'nothing'}>"
 
     def offer(self, cache_type: str, key: str, seconds: float, recall: Recall | None) -> None:
-        """Hits of a key have saved so many seconds; `recall` is called if it is new here."""
+        """Hits of a key have saved so many seconds; `recall` is called if it is new here. Left out while another thread is at it."""
+        if self._lock.acquire(blocking=False):
+            try:
+                self._offer(cache_type, key, seconds, recall)
+            finally:
+                self._lock.release()
+
+    def _offer(self, cache_type: str, key: str, seconds: float, recall: Recall | None) -> None:
         kept = self._types.get(cache_type)
         if kept is None:
             if len(self._types) >= MOST_TYPES:
@@ -100,14 +109,15 @@ class Heat:
 
     def hottest(self, cache_type: str | None = None, *, limit: int = 100) -> list[HotKey]:
         """The hottest keys of a type, or of all, the hottest first."""
-        growth = self._growth()
-        names = list(self._types) if cache_type is None else [cache_type]
-        found = [
-            HotKey(name, key, place.weight / growth, place.error / growth, place.recipe)
-            for name in names
-            if name in self._types
-            for key, place in list(self._types[name].places.items())
-        ]
+        with self._lock:
+            growth = self._growth()
+            names = list(self._types) if cache_type is None else [cache_type]
+            found = [
+                HotKey(name, key, place.weight / growth, place.error / growth, place.recipe)
+                for name in names
+                if name in self._types
+                for key, place in self._types[name].places.items()
+            ]
         return sorted(found, key=lambda one: one.seconds, reverse=True)[:limit]
 
     def _growth(self) -> float:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import random
+import sys
+import threading
+import time
 import uuid
 from collections import Counter
 from datetime import UTC, datetime
@@ -96,6 +99,33 @@ def test_what_is_hot_for_several_is_added_up() -> None:
     """Seconds and errors of one key are summed; a recipe that one of them has is kept."""
     one, two = HotKey("menu", "a", 2.0, 0.5), HotKey("menu", "a", 3.0, 0.25, b"r")
     assert merged([one, HotKey("api", "a", 4.0), two]) == [HotKey("menu", "a", 5.0, 0.75, b"r"), HotKey("api", "a", 4.0)]
+
+
+def test_threads_that_offer_at_once() -> None:
+    """Three threads offer more keys than there are places: no offer raises, then or later, and no place is too many."""
+    heat, errors = Heat(time.monotonic, places=20), []
+
+    def offer(seed: int) -> None:
+        rng = random.Random(seed)
+        try:
+            for _ in range(20_000):
+                heat.offer("menu", str(rng.randrange(200)), 0.01, None)
+        except Exception as error:
+            errors.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=offer, args=(seed,)) for seed in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    for n in range(100):
+        heat.offer("menu", f"later{n}", 0.01, None)
+    assert errors == [] and len(heat.hottest(limit=1000)) == 20
 
 
 class TestRecipes:
