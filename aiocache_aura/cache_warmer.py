@@ -40,7 +40,7 @@ from aiocache_aura.published import process_name
 from aiocache_aura.resilience.threads import call_plain
 from aiocache_aura.scheduling import job_name, names_of, schedule_of, within
 from aiocache_aura.sources import Source, Sources, decorator, registered, warm_source
-from aiocache_aura.types import TTL
+from aiocache_aura.types import TTL, is_number, is_whole
 from aiocache_aura.warm_report import WarmProgress, WarmReport
 from aiocache_aura.warming import Run, Tally
 from aiocache_aura.warming_pace import Pace
@@ -84,9 +84,9 @@ class CacheWarmer(Generic[DB]):
         timeout: TTL | None = None,
         progress: Progress | Literal["bar"] | None = None,
     ) -> None:
-        if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
+        if not is_whole(concurrency) or concurrency < 1:
             raise ConfigurationError(f"concurrency={concurrency!r}: it is how many loads may run at once, at least 1")
-        if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | float) or not rate > 0):
+        if rate is not None and (not is_number(rate) or not rate > 0):
             raise ConfigurationError(f"rate={rate!r}: it is keys per second, above 0, or None")
         if not (progress is None or progress == "bar" or callable(progress)):
             raise ConfigurationError(f'progress={progress!r}: it is a function of a WarmProgress, or "bar"')
@@ -166,7 +166,7 @@ class CacheWarmer(Generic[DB]):
             concurrency: Loads at once, instead of the warmer's own.
             keys: These, instead of what is known to be hot.
         """
-        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        if not is_whole(limit) or limit < 1:
             raise ConfigurationError(f"limit={limit!r}: it is how many keys to warm at most, at least 1")
         manager = self.manager
         clock, at_once = manager.settings.clock, self._concurrency if concurrency is None else concurrency

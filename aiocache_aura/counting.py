@@ -175,8 +175,13 @@ def shown(address: Address, log_keys: bool) -> str:
     """A key as logs may show it: arguments hashed, unless `log_keys`."""
     if log_keys:
         return address.key.decode()
-    name = address.tail.partition(":")[0] if address.tail.startswith("@") else "="
-    return f"{address.cache_type}:{name}#{hashlib.blake2b(address.key, digest_size=6).hexdigest()}"
+    return hidden(address.cache_type, address.tail, address.key)
+
+
+def hidden(cache_type: str, tail: str, key: bytes) -> str:
+    """A key without its arguments: its type and function, and what tells it from others."""
+    name = tail.partition(":")[0] if tail.startswith("@") else "="
+    return f"{cache_type}:{name}#{hashlib.blake2b(key, digest_size=6).hexdigest()}"
 
 
 def _hashed(name: str) -> str:
@@ -186,4 +191,4 @@ def _hashed(name: str) -> str:
     return f"{kind}:{head}" + (f"#{hashlib.blake2b(ids.encode(), digest_size=6).hexdigest()}" if ids else "")
 
 
-__all__ = ["Counting", "log", "shown"]
+__all__ = ["Counting", "hidden", "log", "shown"]

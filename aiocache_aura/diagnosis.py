@@ -14,6 +14,7 @@ from typing import Any, Final
 from aiocache_aura.codecs.envelope import HEAD, MAGIC
 from aiocache_aura.errors import BackendError, ConfigurationError
 from aiocache_aura.stats import Counts
+from aiocache_aura.types import is_number
 
 CHECKS: Final = (
     "reads", "writes", "server", "memory", "eviction", "expiry", "replication", "connections", "loop",
@@ -48,7 +49,7 @@ class HealthLimits:
     def __post_init__(self) -> None:
         for one in fields(self)[:-1]:
             value = getattr(self, one.name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+            if not is_number(value) or not value >= 0:
                 raise ConfigurationError(f"{one.name}={value!r}: it is a number that is not below 0")
         if isinstance(self.ignore, str) or not set(self.ignore) <= set(CHECKS):
             raise ConfigurationError(f"ignore={self.ignore!r}: it is a list of checks, of {', '.join(CHECKS)}")

@@ -12,7 +12,6 @@ Nothing here is on the way of a read: figures are counted low, by the recorder o
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import inspect
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -24,6 +23,7 @@ from aiocache_aura import cache_manager as desk
 from aiocache_aura import hot
 from aiocache_aura.advice import advice
 from aiocache_aura.cache_manager import CacheManager
+from aiocache_aura.counting import hidden
 from aiocache_aura.errors import BackendError, ConfigurationError
 from aiocache_aura.health import Health, HealthLimits, check_health
 from aiocache_aura.heat import HotKey
@@ -32,6 +32,7 @@ from aiocache_aura.keys import split_owner
 from aiocache_aura.published import BOARD, DAY, Published, covering, process_name
 from aiocache_aura.report import CacheReport, Metrics, metrics, told
 from aiocache_aura.stats import Counts
+from aiocache_aura.types import is_number
 from aiocache_aura.watching import Callback, Watch
 
 log = logging.getLogger("aiocache_aura.monitor")
@@ -193,7 +194,7 @@ class CacheMonitor:
     def _begin(
         self, interval: float, on_unhealthy: Callback, on_recovered: Callback, on_emptied: Callable[[], object] | None, *, publish: bool
     ) -> Watch:
-        if isinstance(interval, bool) or not isinstance(interval, int | float) or not 0 < interval <= LONGEST:
+        if not is_number(interval) or not 0 < interval <= LONGEST:
             raise ConfigurationError(f"interval={interval!r}: it is seconds above 0, and a day at most")
         for name, callback in (("on_unhealthy", on_unhealthy), ("on_recovered", on_recovered), ("on_emptied", on_emptied)):
             _check_callback(name, callback)
@@ -227,7 +228,7 @@ def _check_callback(name: str, callback: object) -> None:
 
 
 def _check_minutes(minutes: object) -> None:
-    if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not 1 <= minutes <= DAY:
+    if not is_number(minutes) or not 1 <= minutes <= DAY:
         raise ValueError(f"last_minutes={minutes!r}: it is a number of minutes from 1 to {DAY}, for which figures are kept")
 
 
@@ -263,9 +264,7 @@ def _hidden(key: str) -> str:
     """A key as logs show it: the type and the function, the rest hashed."""
     _, _, rest = key.partition(":")
     cache_type, _, rest = rest.partition(":")
-    tail = split_owner(rest)[2]
-    name = tail.partition(":")[0] if tail.startswith("@") else "="
-    return f"{cache_type}:{name}#{hashlib.blake2b(key.encode(), digest_size=6).hexdigest()}"
+    return hidden(cache_type, split_owner(rest)[2], key.encode())
 
 
 def _told_of(job: Job) -> dict[str, Any]:

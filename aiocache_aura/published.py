@@ -16,6 +16,7 @@ from aiocache_aura.cache_manager import CacheManager
 from aiocache_aura.histogram import LARGEST, Histogram, bound
 from aiocache_aura.recorder import Recorder
 from aiocache_aura.stats import INTS, Counts
+from aiocache_aura.types import is_number, is_whole
 
 BOARD = "fleet"
 VERSION = 1
@@ -136,7 +137,7 @@ def counts_from_dict(told: Mapping[str, Any]) -> Counts:
 
 
 def _whole(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if not is_whole(value) or value < 0:
         raise ValueError(f"{value!r:.20} is no number of happenings")
     return value
 
@@ -149,7 +150,7 @@ def _bucket(text: str) -> int:
 
 
 def _seconds(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+    if not is_number(value) or not 0 <= value < float("inf"):
         raise ValueError(f"{value!r:.20} are no seconds")
     return float(value)
 

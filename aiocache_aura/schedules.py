@@ -14,6 +14,7 @@ from typing import Any, Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from aiocache_aura.errors import ConfigurationError
+from aiocache_aura.types import is_number
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -39,7 +40,7 @@ class Schedule:
     def __post_init__(self) -> None:
         if (self.interval is None) == (self.cron is None):
             raise ConfigurationError("a schedule has either an interval or cron='*/30 * * * *'; give exactly one of both")
-        if not _is_number(self.jitter) or self.jitter < 0:
+        if not _is_finite(self.jitter) or self.jitter < 0:
             raise ConfigurationError(f"jitter={self.jitter!r}: it is the most seconds that a run is put off by, at least 0")
         if self.cron is None:
             self._check_interval()
@@ -47,7 +48,7 @@ class Schedule:
             _sim(self.cron, datetime.now(_zone(self.timezone)))
 
     def _check_interval(self) -> None:
-        if not _is_number(self.interval) or (self.interval or 0) <= 0:
+        if not _is_finite(self.interval) or (self.interval or 0) <= 0:
             raise ConfigurationError(f"interval={self.interval!r}: it is a number above 0")
         if self.timezone is not None:
             raise ConfigurationError("timezone= is for cron=: an interval is the same everywhere")
@@ -130,5 +131,5 @@ class _Here(tzinfo):
 _HERE: Final = _Here()
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _is_finite(value: object) -> bool:
+    return is_number(value) and math.isfinite(value)

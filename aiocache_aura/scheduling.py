@@ -11,6 +11,7 @@ from aiocache_aura.errors import ConfigurationError
 from aiocache_aura.jobs import Run
 from aiocache_aura.schedules import Schedule
 from aiocache_aura.stores.rota import LEASE
+from aiocache_aura.types import is_number
 
 MARGIN: Final = LEASE + 2.0  # seconds by which a run may be late because the process died that began it
 
@@ -25,7 +26,7 @@ def schedule_of(minutes: float | None, cron: str | None, timezone: str | tzinfo 
         raise ConfigurationError("when is it to warm? Give interval_minutes=30, or cron='*/30 * * * *'")
     if minutes is not None and cron is not None:
         raise ConfigurationError("give either interval_minutes= or cron=, not both")
-    if minutes is not None and (isinstance(minutes, bool) or not isinstance(minutes, int | float) or not minutes > 0):
+    if minutes is not None and (not is_number(minutes) or not minutes > 0):
         raise ConfigurationError(f"interval_minutes={minutes!r}: it is a number above 0")
     return Schedule(interval=None if minutes is None else minutes * 60, cron=cron, timezone=timezone, jitter=jitter)
 

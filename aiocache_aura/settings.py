@@ -12,6 +12,7 @@ from aiocache_aura.clock import Clock, SystemClock
 from aiocache_aura.errors import ConfigurationError
 from aiocache_aura.keys import check_prefix, check_type_name
 from aiocache_aura.policy import CachePolicy
+from aiocache_aura.types import is_number, is_whole
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis, RedisCluster
@@ -89,11 +90,11 @@ class Settings:
         self._refuse_what_is_not_here_yet()
 
     def _check_numbers(self) -> None:
-        _require(_is_number(self.budget) and self.budget > 0, "budget", self.budget, "seconds above 0")
-        _require(_is_whole(self.l1_bytes) and self.l1_bytes > 0, "l1_bytes", self.l1_bytes, "a number of bytes above 0")
-        entries = self.l1_entries is None or (_is_whole(self.l1_entries) and self.l1_entries > 0)
+        _require(is_number(self.budget) and self.budget > 0, "budget", self.budget, "seconds above 0")
+        _require(is_whole(self.l1_bytes) and self.l1_bytes > 0, "l1_bytes", self.l1_bytes, "a number of bytes above 0")
+        entries = self.l1_entries is None or (is_whole(self.l1_entries) and self.l1_entries > 0)
         _require(entries, "l1_entries", self.l1_entries, "a number of entries above 0, or None")
-        _require(_is_whole(self.lanes) and self.lanes > 0, "lanes", self.lanes, "a number of connections above 0")
+        _require(is_whole(self.lanes) and self.lanes > 0, "lanes", self.lanes, "a number of connections above 0")
         for name in ("strict", "log_keys"):
             _require(isinstance(getattr(self, name), bool), name, getattr(self, name), "True or False")
 
@@ -169,14 +170,6 @@ def shown_url(url: str | None) -> str:
     if any(mark in credentials for mark in "/?#"):  # not encoded, or the "@" is one of the query's
         return f"{scheme}://..."
     return f"{scheme}://{where.partition('?')[0].partition('#')[0]}"
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _require(condition: bool, name: str, value: object, what: str) -> None:

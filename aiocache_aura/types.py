@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Final, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypedDict, TypeVar, cast
+from typing import Any, Final, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypedDict, TypeGuard, TypeVar, cast
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -197,3 +197,13 @@ class ManagerLike(Protocol):
     def get(self, cache_type: str, key: str, /) -> Any: ...
 
     def set(self, cache_type: str, key: str, value: Any, /, *, ttl: Any = None) -> Any: ...
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether it is a whole number; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether it is a number; True and False are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
