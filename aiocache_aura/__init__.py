@@ -52,6 +52,7 @@ from aiocache_aura.health import Health, HealthLimits
 from aiocache_aura.integrations.asgi import TenantMiddleware
 from aiocache_aura.jobs import Job
 from aiocache_aura.keys import register_key_type
+from aiocache_aura.loaders import warm_loader
 from aiocache_aura.monitoring import CacheMonitor, cache_monitor
 from aiocache_aura.namespace import Cache
 from aiocache_aura.policy import CachePolicy
@@ -149,5 +150,6 @@ __all__ = [
     "schedule_cache_warming",
     "tenant_scope",
     "user_scope",
+    "warm_loader",
     "warm_source",
 ]

@@ -20,12 +20,12 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from datetime import tzinfo
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar, Unpack
 
 import anyio
 
 from aiocache_aura import cache_manager as desk
-from aiocache_aura import hot
+from aiocache_aura import hot, loaders
 from aiocache_aura.cache_manager import CacheManager
 from aiocache_aura.context import Id, id_text, tenant_scope
 from aiocache_aura.desk import listed
@@ -33,8 +33,9 @@ from aiocache_aura.errors import BackendError, ConfigurationError
 from aiocache_aura.heat import HotKey
 from aiocache_aura.jobs import Job
 from aiocache_aura.jobs import Run as JobRun
+from aiocache_aura.loaders import Loader, Loaders, warm_loader
 from aiocache_aura.planting import Renewal
-from aiocache_aura.policy import seconds
+from aiocache_aura.policy import PolicyOverrides, seconds
 from aiocache_aura.progress import bar
 from aiocache_aura.published import process_name
 from aiocache_aura.resilience.threads import call_plain
@@ -94,7 +95,7 @@ class CacheWarmer(Generic[DB]):
         self._concurrency, self._rate = concurrency, rate
         self._progress: Progress | Literal["bar"] | None = progress
         self._timeout = None if timeout is None else seconds(timeout)
-        self._sources, self._sessions = Sources(), Sessions(db)
+        self._sources, self._sessions, self._loaders = Sources(), Sessions(db), Loaders()
 
     def __repr__(self) -> str:
         return f"<CacheWarmer of {len(self._sources)} sources and {len(registered)} of modules>"
@@ -110,6 +111,22 @@ class CacheWarmer(Generic[DB]):
     def source(self, cache_type: str, /, *, tags: Iterable[str] = ()) -> Callable[[F], F]:
         """Declare a source of this warmer; see `warm_source`."""
         return decorator(self._sources, cache_type, tags)
+
+    def loader(
+        self,
+        cache_type: str,
+        pattern: str = "*",
+        /,
+        *,
+        tags: Iterable[str] | Callable[[str], Iterable[str]] = (),
+        as_type: Any = None,
+        **policy: Unpack[PolicyOverrides],
+    ) -> Callable[[F], F]:
+        """Declare how keys are loaded again by this warmer, which is asked before those of `warm_loader`; see there."""
+        return loaders.decorator(self._loaders, cache_type, pattern, tags, {"as_type": as_type, **policy})
+
+    def _loader_of(self, cache_type: str, key: str) -> Loader | None:
+        return self._loaders.of(cache_type, key) or loaders.registered.of(cache_type, key)
 
     # Running
 
@@ -156,9 +173,9 @@ class CacheWarmer(Generic[DB]):
     ) -> WarmReport:
         """Load again what has saved the most lately and is not there, the hottest first: for a new process, or an emptied Redis.
 
-        What is hot is what this process has learned and what the others of the fleet have published (`cache_monitor.running()` does). Only
-        calls of cached functions can be made again, with `provide=` where they need a session; not of methods, nor with `secret=`
-        arguments.
+        What is hot is what this process has learned and what the others of the fleet have published (`cache_monitor.running()` does).
+        Calls of cached functions are made again, with `provide=` where they need a session; not of methods, nor with `secret=` arguments.
+        Keys that `get_or_load` has filled are loaded by what `warm_loader` or `loader` has declared for them.
 
         Args:
             limit: How many keys at most.
@@ -181,10 +198,12 @@ class CacheWarmer(Generic[DB]):
                 tally.start()
             try:
                 with anyio.move_on_after(self._timeout) as bound:
-                    lost = await hot.warm(manager, chosen, runs.__getitem__, 2 * at_once)
+                    lost = await hot.warm(manager, chosen, runs.__getitem__, self._loader_of, 2 * at_once)
                     if lost:
                         log.info(
-                            "%d of %d hot keys cannot be loaded again here: no cached function of this process made them", lost, len(chosen)
+                            "%d of %d hot keys cannot be loaded again here: no cached function and no warm_loader is theirs",
+                            lost,
+                            len(chosen),
                         )
             finally:
                 for run in runs.values():
@@ -376,4 +395,4 @@ def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {error}{hint}"
 
 
-__all__ = ["CacheWarmer", "WarmProgress", "WarmReport", "schedule_cache_warming", "warm_source"]
+__all__ = ["CacheWarmer", "WarmProgress", "WarmReport", "schedule_cache_warming", "warm_loader", "warm_source"]

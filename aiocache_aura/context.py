@@ -86,6 +86,11 @@ def user_scope(user: Id) -> AbstractContextManager[None]:
     return _Scope(user=id_text(user, "user"))
 
 
+def owner_scope(tenant: str | None, user: str | None) -> AbstractContextManager[None]:
+    """The block's cached calls work for these, or for none, whatever is known around it; ids as text."""
+    return _Scope(tenant=tenant, user=user)
+
+
 def current_tenant() -> str | None:
     """The tenant of this task, as text, or None."""
     return identity.get().tenant

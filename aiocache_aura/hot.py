@@ -3,6 +3,9 @@
 What is hot is learned by each process (see `heat`), and most of it is lost where it is needed most: a new process knows nothing, and an
 emptied Redis is asked for everything at once. So processes post what is hot for them, with the recipe of each call; whoever warms takes it
 all together.
+
+A call of a cached function brings its recipe, by which it is made again. A key that the user spelled brings its own text, and is loaded by
+the loader that is declared for it (see `loaders`).
 """
 
 from __future__ import annotations
@@ -10,19 +13,22 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import anyio
 import orjson
 
 from aiocache_aura.cache_manager import CacheManager
 from aiocache_aura.cached import Cached, cached_named
-from aiocache_aura.context import tenant_scope, user_scope
+from aiocache_aura.context import owner_scope
 from aiocache_aura.errors import BackendError, ConfigurationError
 from aiocache_aura.heat import HotKey, merged
+from aiocache_aura.keys import split_owner, unescape
+from aiocache_aura.loaders import Loader
 from aiocache_aura.recipes import Recipe
+from aiocache_aura.resilience.threads import call_any
 from aiocache_aura.types import MISSING
 from aiocache_aura.warming import Run
 
@@ -30,6 +36,9 @@ BOARD = "heat"
 LIFE = 3600.0  # seconds that what was hot for a process stands after it has gone
 MOST_BYTES = 64 * 1024
 FORMAT = "aiocache_aura hot keys 1"
+
+Call: TypeAlias = Callable[[], Awaitable[Any]]
+LoaderOf: TypeAlias = Callable[[str, str], Loader | None]
 
 
 def encode(keys: Sequence[HotKey]) -> bytes:
@@ -107,13 +116,13 @@ def restore(path: str | os.PathLike[str]) -> list[HotKey]:
     return [one for one in keys if one is not None]
 
 
-async def warm(manager: CacheManager, keys: Sequence[HotKey], run_of: Callable[[str], Run], concurrency: int) -> int:
-    """Make the calls of these keys again, in their order, several at once; how many can't be, here."""
+async def warm(manager: CacheManager, keys: Sequence[HotKey], run_of: Callable[[str], Run], loader_of: LoaderOf, concurrency: int) -> int:
+    """Load these keys again, in their order, several at once; how many can't be, here."""
     lost = 0
     room = anyio.Semaphore(concurrency)
     async with anyio.create_task_group() as calls:
         for one in keys:
-            call = _call_of(manager, one)
+            call = _call_of(manager, one, loader_of)
             if call is None:
                 lost += 1
                 continue
@@ -122,16 +131,18 @@ async def warm(manager: CacheManager, keys: Sequence[HotKey], run_of: Callable[[
     return lost
 
 
-def _call_of(manager: CacheManager, one: HotKey) -> tuple[Cached, Recipe] | None:
-    recipe = None if one.recipe is None else Recipe.decode(one.recipe)
+def _call_of(manager: CacheManager, one: HotKey, loader_of: LoaderOf) -> Call | None:
+    """What loads a key again, None if nothing does."""
+    if one.recipe is None:
+        return _spelled(manager, one, loader_of)
+    recipe = Recipe.decode(one.recipe)
     cached = None if recipe is None else cached_named(recipe.name, manager)
-    return None if recipe is None or cached is None else (cached, recipe)
+    return None if recipe is None or cached is None else partial(_called, cached, recipe)
 
 
-async def _make(call: tuple[Cached, Recipe], run: Run, room: anyio.Semaphore) -> None:
-    cached, recipe = call
+async def _make(call: Call, run: Run, room: anyio.Semaphore) -> None:
     try:
-        await run.finish(_called(cached, recipe))
+        await run.finish(call())
     finally:
         room.release()
 
@@ -139,14 +150,35 @@ async def _make(call: tuple[Cached, Recipe], run: Run, room: anyio.Semaphore) ->
 async def _called(cached: Cached, recipe: Recipe) -> Any:
     signature = cached.signature
     arguments: dict[str, Any] = {**dict.fromkeys(signature.provided, MISSING), **recipe.arguments}
-    with ExitStack() as scopes:
-        if recipe.tenant is not None:
-            scopes.enter_context(tenant_scope(recipe.tenant))
-        if recipe.user is not None:
-            scopes.enter_context(user_scope(recipe.user))
+    with owner_scope(recipe.tenant, recipe.user):
         try:
             positional, named = signature.spread(arguments)
         except KeyError as error:
             raise ConfigurationError(f"{cached.name} has other parameters than when this call was made: {error}") from None
         call: Awaitable[Any] = cached.call(tuple(positional), named)
         return await call
+
+
+def _spelled(manager: CacheManager, one: HotKey, loader_of: LoaderOf) -> Call | None:
+    """The load of a key that the user spelled."""
+    tenant, user, tail = split_owner(one.key.removeprefix(f"{manager.addresses.prefix}:{one.cache_type}:"))
+    owners = [text for text in (tenant, user) if text is not None]
+    if tail[:1] != "=" or "~" in one.key or any("+" in text for text in owners):  # of a hashed one the text is lost
+        return None
+    key = unescape(tail[1:])
+    loader = loader_of(one.cache_type, key)
+    return None if loader is None else partial(_loaded, manager, loader, key, *map(_id, (tenant, user)))
+
+
+async def _loaded(manager: CacheManager, loader: Loader, key: str, tenant: str | None, user: str | None) -> Any:
+    async def load() -> Any:
+        return await call_any(loader.function, key)
+
+    whose = {"tenant_aware": tenant is not None, "user_aware": user is not None}  # as the key has it, or it would be everybody's
+    options: dict[str, Any] = {"tags": loader.tags_of(key), **loader.options, **whose}
+    with owner_scope(tenant, user):
+        return await manager.get_or_load(loader.cache_type, key, load, **options)
+
+
+def _id(text: str | None) -> str | None:
+    return None if text is None else unescape(text)

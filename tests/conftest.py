@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from aiocache_aura import loaders
 from aiocache_aura.settings import Settings
 from aiocache_aura.sources import registered
 from tests.clocks import ManualClock
@@ -77,9 +78,10 @@ def clock() -> ManualClock:
 
 @pytest.fixture(autouse=True)
 def sources_of_the_test_only() -> Iterator[None]:
-    """Sources that a test declares for every warmer serve no other test's."""
+    """Sources and loaders that a test declares for every warmer serve no other test's."""
     before = registered.all()
     yield
+    loaders.registered.forget()
     registered.forget()
     for source in before:
         registered.add(source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
 import sys
@@ -16,7 +17,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiocache_aura import CacheManager, CacheWarmer, ConfigurationError, cache_menu, hot, tenant_scope, user_scope
+from aiocache_aura import (
+    CacheManager,
+    CacheWarmer,
+    ConfigurationError,
+    cache_menu,
+    current_tenant,
+    current_user,
+    hot,
+    tenant_scope,
+    user_scope,
+    warm_loader,
+)
 from aiocache_aura.cached import cached_named
 from aiocache_aura.heat import HALF_LIFE, MOST_KEY, MOST_TYPES, PLACES, Heat, HotKey, merged
 from aiocache_aura.recipes import Recipe
@@ -289,3 +301,158 @@ class TestWarmHot:
         async with CacheManager("memory://") as manager:
             with pytest.raises(ConfigurationError, match="limit"):
                 await CacheWarmer(manager=manager).warm_hot(limit=limit)
+
+
+class TestLoaders:
+    @pytest.fixture
+    async def manager(self, valkey):
+        async with CacheManager(valkey.url, prefix="hot~{1}", budget=10) as manager:
+            yield manager
+
+    async def make_hot(self, manager, *keys, **options):
+        async def load():
+            await asyncio.sleep(0.001)
+            return "first"
+
+        for key in keys:
+            for _ in range(5):
+                await manager.get_or_load("menu", key, load, **options)
+
+    async def test_keys_that_the_user_spelled(self, manager):
+        """They are loaded for their tenant and user whatever scope the warmer is in, by the loader whose pattern matches, declared last."""
+        seen = []
+
+        @warm_loader("menu", "item:*")
+        async def item(key):
+            seen.append((key, current_tenant(), current_user()))
+            return "again"
+
+        @warm_loader("menu", "item:plain*")
+        def plain(key):
+            seen.append((key, current_tenant(), current_user()))
+            return "plainly"
+
+        await self.make_hot(manager, "item:a~b {c}:d%20", "item:plain")
+        await self.make_hot(manager, "item:ours", "other", tenant="a+b:c", user=5, user_aware=True)
+        await manager.invalidate("menu")
+        with tenant_scope(99):
+            report = await CacheWarmer(manager=manager).warm_hot()
+        assert (report["menu"].loaded, report["menu"].failed) == (3, 0)
+        assert sorted(seen) == [("item:a~b {c}:d%20", None, None), ("item:ours", "a+b:c", "5"), ("item:plain", None, None)]
+        assert await manager.get("menu", "item:a~b {c}:d%20") == "again" and await manager.get("menu", "item:plain") == "plainly"
+        assert await manager.get("menu", "item:ours", tenant="a+b:c") is None
+        assert await manager.get_or_load("menu", "item:ours", "later", tenant="a+b:c", user=5, user_aware=True) == "again"
+
+    async def test_what_is_one_users_stays_so(self, manager):
+        """Whatever the policy and the loader's options say: the key tells whose it is."""
+
+        @warm_loader("menu", user_aware=False, tenant_aware=False)
+        async def any_key(key):
+            return f"for {current_user()}"
+
+        await self.make_hot(manager, "k", user=5, tenant=1, user_aware=True)
+        await manager.invalidate("menu")
+        assert (await CacheWarmer(manager=manager).warm_hot()).loaded == 1
+        assert await manager.get_or_load("menu", "k", "mine", user=5, tenant=1, user_aware=True) == "for 5"
+        for options in ({"tenant": 1}, {}, {"user": 6, "tenant": 1, "user_aware": True}, {"user": 5, "tenant": 2, "user_aware": True}):
+            assert await manager.get_or_load("menu", "k", "mine", **options) == "mine"
+
+    async def test_its_options_are_those_of_the_entries(self, manager):
+        """Tags, told by a function of the key, void what was warmed; the life is the one that was said."""
+
+        @warm_loader("menu", tags=lambda key: [key.partition(":")[2]], ttl=50)
+        async def any_key(key):
+            return key.upper()
+
+        await self.make_hot(manager, "item:7")
+        await manager.invalidate("menu")
+        assert (await CacheWarmer(manager=manager).warm_hot()).loaded == 1
+        assert 40 < await manager.ttl("menu", "item:7") <= 50
+        await manager.invalidate_tags("7")
+        assert await manager.get("menu", "item:7") is None
+
+    async def test_of_one_warmer(self, manager):
+        """It is asked before those of modules, and serves no other warmer."""
+
+        @warm_loader("menu")
+        async def everywhere(key):
+            return "module"
+
+        await self.make_hot(manager, "k")
+        ours, other = CacheWarmer(manager=manager), CacheWarmer(manager=manager)
+
+        @ours.loader("menu", "k")
+        async def here(key):
+            return "ours"
+
+        for warmer, expected in ((ours, "ours"), (other, "module")):
+            await manager.invalidate("menu")
+            await warmer.warm_hot()
+            assert await manager.get("menu", "k") == expected
+
+    async def test_one_that_raises_is_counted(self, manager):
+        """The other keys are warmed, and the report has its error."""
+
+        @warm_loader("menu")
+        async def any_key(key):
+            if key == "bad":
+                raise RuntimeError("no such item")
+            return key
+
+        await self.make_hot(manager, "bad", "good")
+        await manager.invalidate("menu")
+        report = await CacheWarmer(manager=manager).warm_hot()
+        assert (report["menu"].loaded, report["menu"].failed) == (1, 1) and "no such item" in report["menu"].errors[0]
+
+    async def test_a_key_of_which_only_the_hash_is_left(self, manager):
+        """It cannot be loaded again, and is not loaded as something else."""
+        asked = []
+
+        @warm_loader("menu")
+        async def any_key(key):
+            asked.append(key)
+
+        await self.make_hot(manager, "x" * 500)
+        await manager.invalidate("menu")
+        report = await CacheWarmer(manager=manager).warm_hot()
+        assert (report.loaded, report.failed, asked) == (0, 0, [])
+
+    @pytest.mark.parametrize(
+        ("arguments", "options", "match"),
+        [
+            (("no such name!",), {}, "cache type"),
+            (("menu", 5), {}, "pattern"),
+            (("menu",), {"tags": "letters"}, "tags"),
+            (("menu",), {"tll": 5}, "tll"),
+            (("menu",), {"ttl": -5}, "ttl"),
+        ],
+    )
+    def test_what_cannot_be(self, arguments, options, match):
+        """It is said where it is declared."""
+        with pytest.raises((ConfigurationError, TypeError, ValueError), match=match):
+            warm_loader(*arguments, **options)
+
+    @pytest.mark.parametrize("function", [5, lambda: 1, lambda key, db: 1])
+    def test_what_is_no_loader(self, function):
+        """It is called with the key."""
+        with pytest.raises((ConfigurationError, TypeError), match="loader"):
+            warm_loader("menu")(function)
+
+    async def test_a_recipe_is_not_lost_for_the_callers_scope(self, manager):
+        """A call that was made for no tenant is made again for none, in whatever scope the warmer is."""
+
+        loads = []
+
+        @cache_menu(manager=manager)
+        async def dish(n: int) -> int:
+            loads.append(current_tenant())
+            await asyncio.sleep(0.001)
+            return n
+
+        for _ in range(5):
+            await dish(1)
+        await manager.invalidate("menu")
+        with tenant_scope(7):
+            await CacheWarmer(manager=manager).warm_hot()
+        await dish(1)
+        assert loads == [None, None]

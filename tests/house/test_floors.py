@@ -23,7 +23,7 @@ FLOORS = [
      "aiocache_aura.cache_warmer", "aiocache_aura.warming", "aiocache_aura.warming_steps", "aiocache_aura.sources",
      "aiocache_aura.progress", "aiocache_aura.warming_pace", "aiocache_aura.jobs", "aiocache_aura.scheduling",
      "aiocache_aura.monitoring", "aiocache_aura.watching", "aiocache_aura.report", "aiocache_aura.published", "aiocache_aura.health",
-     "aiocache_aura.hot", "aiocache_aura.recipes"},
+     "aiocache_aura.hot", "aiocache_aura.recipes", "aiocache_aura.loaders"},
     {"aiocache_aura.engine", "aiocache_aura.writes", "aiocache_aura.entries", "aiocache_aura.generations",
      "aiocache_aura.terms", "aiocache_aura.looking", "aiocache_aura.loading",
      "aiocache_aura.loaded", "aiocache_aura.counting",
