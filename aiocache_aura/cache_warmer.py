@@ -169,7 +169,7 @@ class CacheWarmer(Generic[DB]):
         return await self._warm(names, tenant_id, renewal, at_once=self._concurrency if parallel else 1)
 
     async def warm_hot(
-        self, *, limit: int = 100, cache_type: str | None = None, concurrency: int | None = None, keys: Sequence[HotKey] | None = None
+        self, *, limit: int = 1000, cache_type: str | None = None, concurrency: int | None = None, keys: Sequence[HotKey] | None = None
     ) -> WarmReport:
         """Load again what has saved the most lately and is not there, the hottest first: for a new process, or an emptied Redis.
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from aiocache_aura.clock import Clock
 from aiocache_aura.codecs.envelope import cost_of
+from aiocache_aura.context import identity
 from aiocache_aura.errors import BackendError
 from aiocache_aura.events import Deleted, Fault, Hit, Load, Miss, StaleServed, Stored
 from aiocache_aura.generations import Address
@@ -69,9 +70,17 @@ class Counting:
         saved = cost_of(raw) * times
         if saved:
             terms.counts.saved_seconds += saved
-            recall = None if terms.recall is None or not args else partial(terms.recall, *args)
-            self._recorder.heat.offer(address.cache_type, address.key.decode(), saved, recall)
+            self._offer(address, terms, saved, args)
         return times
+
+    def _heat(self, address: Address, terms: Terms, cost: float, load: object) -> None:
+        """A user's read has missed, and took a load of so many seconds: the next one is saved it."""
+        if identity.get().warming is None:
+            self._offer(address, terms, cost, load.args if isinstance(load, partial) else ())
+
+    def _offer(self, address: Address, terms: Terms, seconds: float, args: tuple[Any, ...]) -> None:
+        recall = None if terms.recall is None or not args else partial(terms.recall, *args)
+        self._recorder.heat.offer(address.cache_type, address.key.decode(), seconds, recall)
 
     def _tell_hit(self, address: Address, raw: bytes, seconds: float, *, stale: bool = False) -> None:
         debug = log.isEnabledFor(logging.DEBUG)

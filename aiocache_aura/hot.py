@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import zlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from aiocache_aura.cache_manager import CacheManager
 from aiocache_aura.cached import Cached, cached_named
 from aiocache_aura.context import owner_scope
 from aiocache_aura.errors import BackendError, ConfigurationError
-from aiocache_aura.heat import HotKey, merged
+from aiocache_aura.heat import MOST_PLACES, HotKey, merged
 from aiocache_aura.keys import split_owner, unescape
 from aiocache_aura.loaders import Loader
 from aiocache_aura.recipes import Recipe
@@ -34,7 +35,9 @@ from aiocache_aura.warming import Run
 
 BOARD = "heat"
 LIFE = 3600.0  # seconds that what was hot for a process stands after it has gone
-MOST_BYTES = 64 * 1024
+MOST_KEYS = 2000  # of a process that the others are told
+MOST_BYTES = 64 * 1024  # that they take, packed
+MOST_UNPACKED = 4 * 1024 * 1024
 FORMAT = "aiocache_aura hot keys 1"
 
 Call: TypeAlias = Callable[[], Awaitable[Any]]
@@ -42,25 +45,30 @@ LoaderOf: TypeAlias = Callable[[str, str], Loader | None]
 
 
 def encode(keys: Sequence[HotKey]) -> bytes:
-    """As many of them as have room, the hottest first."""
-    lines, room = [], MOST_BYTES
-    for one in keys:
-        line = _line(one)
-        room -= len(line) + 1
-        if room < 0:
-            break
-        lines.append(line)
-    return b"\n".join(lines)
+    """As many of them as have room, the hottest first, packed: keys of a type are much alike."""
+    lines = [_line(one) for one in keys]
+    while len(packed := zlib.compress(b"\n".join(lines), 1)) > MOST_BYTES:
+        del lines[len(lines) * MOST_BYTES // len(packed) :]
+    return packed
 
 
 def decode(raw: bytes) -> list[HotKey]:
     """What was encoded; what is not that is left out, whoever wrote it."""
-    return [one for line in raw.splitlines() if (one := _key(line)) is not None]
+    try:
+        lines = zlib.decompressobj().decompress(raw, MOST_UNPACKED).splitlines()
+    except zlib.error:
+        return []
+    return [one for line in lines if (one := _key(line)) is not None]
 
 
 def _line(one: HotKey) -> bytes:
     recipe = None if one.recipe is None else one.recipe.decode("latin-1")
-    return orjson.dumps([one.cache_type, one.key, one.seconds, one.error, recipe])
+    return orjson.dumps([one.cache_type, one.key, _short(one.seconds), _short(one.error), recipe])
+
+
+def _short(seconds: float) -> float:
+    """To four digits, which are many for an estimate."""
+    return float(f"{seconds:.4g}")
 
 
 def _key(line: bytes) -> HotKey | None:
@@ -76,14 +84,14 @@ def _key(line: bytes) -> HotKey | None:
 
 async def publish(manager: CacheManager, process: str) -> None:
     """Post what is hot for this process. May raise BackendError."""
-    note = encode(manager.recorder.heat.hottest(limit=1000))
-    if note:
-        await (await manager.engine()).port.notes.post(BOARD, process, note, life=LIFE, timeout=manager.settings.budget)
+    keys = manager.recorder.heat.hottest(limit=MOST_KEYS)
+    if keys:
+        await (await manager.engine()).port.notes.post(BOARD, process, encode(keys), life=LIFE, timeout=manager.settings.budget)
 
 
 async def of_fleet(manager: CacheManager, process: str) -> list[HotKey]:
     """What is hot for this process and, by what they have posted, for the others; the hottest first."""
-    found = manager.recorder.heat.hottest(limit=1000)
+    found = manager.recorder.heat.hottest(limit=MOST_PLACES)
     try:
         notes = await (await manager.engine()).port.notes.read(BOARD, timeout=manager.settings.budget)
     except BackendError:

@@ -191,7 +191,9 @@ class Loading(Planting):
         except BaseException as error:
             give_up(error)
             raise
-        for flight, one, sure in zip(flights, results, confirmed, strict=True):
+        for flight, address, one, sure in zip(flights, addresses, results, confirmed, strict=True):
+            if one is not None and one[1] is not None and not flight.refreshes:
+                self._heat(address, terms, cost, run)
             flight.finish(LEFT_OUT if one is None else one[0], confirmed=sure)
 
     async def _timed(

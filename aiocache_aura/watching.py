@@ -35,6 +35,7 @@ log = logging.getLogger("aiocache_aura.monitor")
 STEP = 0.25  # seconds between two measures of the event loop's lag
 LEAST_LIFE = 5.0  # seconds of a note; else it is three intervals
 MARKS, MARK_LIFE, SPARE = "marks", 3600.0, 60.0
+HEAT_EVERY = 30.0  # seconds
 GRACE = 5.0  # seconds that callbacks, once cancelled, have for their end
 MOST_WAITING = 100
 
@@ -119,7 +120,7 @@ class Watch:
         self._changes, self._warmings = Calls(self._faults), Calls(self._faults)
         self._windows = Windows(manager.recorder)
         self._is_unhealthy = self._has_posted = False
-        self._stands_until = -math.inf
+        self._stands_until = self._heat_due = -math.inf
         self._status = "unknown"
         self.lag = 0.0
         self._loop = asyncio.get_running_loop()
@@ -227,7 +228,9 @@ class Watch:
     async def _tell_fleet(self, notes: Notes) -> None:
         note = Published(self._name, self.manager.settings.clock.time(), await self._windows.read(), self._status)
         await self._put_up(notes, BOARD, note.encode(), max(3 * self._interval, LEAST_LIFE))
-        await hot.publish(self.manager, self._name)
+        if self._loop.time() >= self._heat_due:  # it changes slowly, and takes the longest to tell
+            await hot.publish(self.manager, self._name)
+            self._heat_due = self._loop.time() + HEAT_EVERY
 
     # Ending
 

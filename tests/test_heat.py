@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import uuid
+import zlib
 from collections import Counter
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -99,12 +100,26 @@ def test_memory_is_bounded() -> None:
     assert len(kept) == MOST_TYPES and kept["type0"] == 10 and kept["type1"] == 2
 
 
+def test_all_types_together_are_bounded() -> None:
+    """What is taken of one type is not there for another, which goes on with the places that it has."""
+    heat = Heat(ManualClock().monotonic, places=10, most=12)
+    for name in ("one", "two", "three"):
+        for n in range(100):
+            heat.offer(name, str(n), 1.0 + n, None)
+    kept = Counter(one.cache_type for one in heat.hottest(limit=1000))
+    assert kept == {"one": 10, "two": 2}
+    assert {one.key for one in heat.hottest("two", limit=1)} == {"99"}
+
+
 def test_a_recipe_is_made_once_for_each_key() -> None:
-    """It is asked for when a key comes in, and not with each offer."""
+    """It is asked for until there is one, and not with each offer."""
     heat, asked = Heat(ManualClock().monotonic), []
     for _ in range(5):
         heat.offer("menu", "k", 1.0, lambda: asked.append(1) or b"recipe")
     assert len(asked) == 1 and heat.hottest()[0].recipe == b"recipe"
+    heat.offer("menu", "by hand", 1.0, None)
+    heat.offer("menu", "by hand", 1.0, lambda: b"later")
+    assert [one.recipe for one in heat.hottest() if one.key == "by hand"] == [b"later"]
 
 
 def test_what_is_hot_for_several_is_added_up() -> None:
@@ -197,15 +212,23 @@ class TestRecipes:
 class TestBoards:
     def test_what_was_encoded_comes_back(self):
         """Keys, weights and recipes; of too many the hottest."""
-        keys = [HotKey("menu", f"k{n}", 1000.0 - n, 0.5, bytes(range(256)) if n % 2 else None) for n in range(900)]
+        rng = random.Random(1)
+        keys = [HotKey("menu", f"k{n}", 1000.0 - n, 0.5, rng.randbytes(300) if n % 2 else None) for n in range(900)]
         raw = hot.encode(keys)
         found = hot.decode(raw)
-        assert len(raw) <= hot.MOST_BYTES and found == keys[: len(found)] and len(found) > 50
+        assert len(raw) <= hot.MOST_BYTES and found == keys[: len(found)] and 250 < len(found) < 900
+        assert hot.decode(hot.encode(keys[:100])) == keys[:100] and hot.decode(hot.encode([])) == []
+
+    def test_a_note_that_would_fill_the_memory(self):
+        """It is unpacked up to a bound."""
+        line = b'["menu","k",1,0,null]\n'
+        found = hot.decode(zlib.compress(line * 1_000_000))
+        assert len(found) <= hot.MOST_UNPACKED // len(line) + 1
 
     @given(st.binary(max_size=200))
     def test_garbage_is_left_out(self, raw):
         """Whoever wrote it."""
-        assert all(isinstance(one, HotKey) for one in hot.decode(raw))
+        assert all(isinstance(one, HotKey) for one in hot.decode(raw) + hot.decode(zlib.compress(raw)))
 
     @pytest.mark.parametrize(
         "line",
@@ -222,7 +245,7 @@ class TestBoards:
     )
     def test_a_line_that_is_none(self, line):
         """Of another shape, with a weight that cannot be, or a recipe that is no bytes."""
-        assert hot.decode(line) == []
+        assert hot.decode(zlib.compress(line)) == []
 
 
 class TestWarmHot:
@@ -251,6 +274,32 @@ class TestWarmHot:
                 assert [dish.cache_key(n) for n in loads] == hottest[:3]
             report = await warmer.warm_hot()
             assert (report["menu"].loaded, report["menu"].skipped) == (2, 3)
+
+    async def test_what_was_loaded_once_is_warm(self):
+        """A load for a user counts as a hit does, with the recipe of its call; a refresh and a warmer's load do not."""
+        async with CacheManager("memory://") as manager:
+
+            @cache_menu(manager=manager)
+            async def dish(n: int) -> int:
+                await asyncio.sleep(0.001)
+                return n
+
+            warmer = CacheWarmer(manager=manager)
+
+            @warmer.source("menu")
+            async def source():
+                yield dish(2)
+
+            await dish(1)
+            await manager.get_or_load("menu", "k", lambda: time.sleep(0.001))
+            await manager.get_or_load("menu", "k", lambda: time.sleep(0.001) or "v")
+            await warmer.warm_menu_cache()
+            known = {one.key: one for one in manager.recorder.heat.hottest()}
+            assert set(known) == {dish.cache_key(1), "aura:menu:=k"}
+            assert Recipe.decode(known[dish.cache_key(1)].recipe).arguments == {"n": 1} and known["aura:menu:=k"].recipe is None
+            before = known[dish.cache_key(1)].seconds
+            await dish.using(refresh=True)(1)
+            assert {one.key: one.seconds for one in manager.recorder.heat.hottest()}[dish.cache_key(1)] <= before
 
     async def test_another_process_warms_what_was_published(self, valkey):
         """A new process learns it from the store."""
