@@ -3,7 +3,7 @@
     python -m benchmarks.warm_hot [--keys 2000] [--skew 1.0] [--rate 400] [--limit 1000] [--concurrency 16] [--interval 0.5] [--rounds 3]
 
 Calls of a cached function come at so many a second, in a Poisson process; their arguments are in a Zipf distribution. What they miss is
-loaded by a source that takes 20 ms and serves 16 at once. After 10,000 calls the hit rate is taken over two seconds, then comes FLUSHALL, and
+loaded by a source that takes 20 ms, 16 at once. After 10,000 calls the hit rate is taken over two seconds, then comes FLUSHALL, and
 the time is told until the hit rate over the next 200 calls is 90 % of what it was, and stays so on an average to the end.
 
 with     `cache_monitor.running(interval=..., on_emptied=warmer.warm_hot)`: in the time is that of noticing it
