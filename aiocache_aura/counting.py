@@ -42,6 +42,11 @@ class Counting:
             if counts is not None:
                 setattr(counts, name, getattr(counts, name) + amount)
 
+    def _happens(self, terms: Terms, name: str) -> None:
+        """Count something that happens now, and that nobody has timed."""
+        self._recorder.touch(self._monotonic())
+        self._add(terms, name, 1)
+
     # Reads
 
     def _hit(self, address: Address, terms: Terms, raw: bytes, started: float, args: tuple[Any, ...]) -> None:
@@ -115,7 +120,7 @@ class Counting:
 
     def _count_stale(self, address: Address, terms: Terms, reason: str) -> None:
         """A stale value is given: it is "refreshing", or there was a "timeout" or an "error", or the load is "paused"."""
-        self._add(terms, f"stale_{reason}", 1)
+        self._happens(terms, f"stale_{reason}")
         if self._events.wants(StaleServed):
             self._events.tell(StaleServed(**self._told(address), reason=reason))
 
@@ -151,7 +156,7 @@ class Counting:
     # Faults
 
     def _fault(self, error: BackendError, terms: Terms, address: Address | None = None) -> None:
-        self._add(terms, "errors", 1)
+        self._recorder.touch(self._monotonic())
         for counts in (terms.counts, terms.own):
             if counts is not None:
                 counts.failed(error)
@@ -161,7 +166,7 @@ class Counting:
         self._faults.report(error, terms.label)
 
     def _note_unstorable(self, terms: Terms, error: Exception) -> None:
-        self._add(terms, "unstorable", 1)
+        self._happens(terms, "unstorable")
         if terms.label not in self.unstorable:
             self.unstorable[terms.label] = str(error)
             log.warning("%s is returned but not cached: %s", terms.label, error)

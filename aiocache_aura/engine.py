@@ -381,7 +381,7 @@ class Engine(Loading):
         for (n, flight), one in zip(led.items(), stands, strict=True):
             if isinstance(one, Claim):
                 ours[n] = one
-            elif not self._is_left(flight, addresses[n], one) and flight.is_wanted:
+            elif not self._is_left(flight, addresses[n], terms, one) and flight.is_wanted:
                 self.flights.split(flight, partial(self._fly, flight, addresses[n], terms, _one_of(load, n), self._budget, seen.get(n)))
         return ours, left - (self._monotonic() - started)
 

@@ -98,7 +98,7 @@ class Entries(Counting):
         try:
             return Held(terms.serializer.decode(entry.codec, entry.schema, entry.payload), None, sight)
         except Undecodable as reason:
-            self._add(terms, "undecodable", 1)
+            self._happens(terms, "undecodable")
             log.debug("undecodable %s: %s", self.shown(address), reason)
             return None
 
@@ -107,7 +107,7 @@ class Entries(Counting):
         while raw is not None:
             entry = unseal(address.checksum, raw)
             if entry is None:
-                self._add(terms, "undecodable", 1)
+                self._happens(terms, "undecodable")
                 break
             needed = self._scopes_of(address, entry)
             if any(scope not in tokens.found for scope in needed):

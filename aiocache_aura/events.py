@@ -1,8 +1,8 @@
 """Happenings: what the cache did, handed to plain callables as frozen objects.
 
 Nobody listening costs nothing: no object is made of a kind that nobody asked for. A callable is called where the thing happened, in the
-task that caused it, before that goes on; so it has to be quick, and what it raises is logged and harms nobody. The idea and its form are
-stamina's and structlog's instrumentation hooks.
+task that caused it, before that goes on; so it has to be quick, and what it raises is logged and harms nobody: a CancelledError, too, which
+nobody can have meant for a task that is not waiting. The idea and its form are stamina's and structlog's instrumentation hooks.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import logging
 import threading
+from asyncio import CancelledError
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -210,14 +211,14 @@ class Events:
         for callback in self._heard.get(type(happening), ()):
             try:
                 callback(happening)
-            except Exception as error:
-                self._faults.report(error, f"a listener, {callback!r:.80},")
+            except (Exception, CancelledError) as error:
+                self._faults.report(error, f"a listener, {_named(callback)},")
 
     def _is_met(self, condition: Callable[[], bool]) -> bool:
         try:
             return condition()
-        except Exception as error:
-            self._faults.report(error, f"the condition of a listener, {condition!r:.80},")
+        except (Exception, CancelledError) as error:
+            self._faults.report(error, f"the condition of a listener, {_named(condition)},")
             return False
 
     def _stop(self, listening: Listening) -> None:
@@ -231,6 +232,14 @@ class Events:
         self._heard = {kind: tuple(one.callback for one in listening) for kind, listening in heard.items() if listening}
         self._only_when = {kind: asked for kind, asked in conditions.items() if asked and len(asked) == len(heard[kind])}
         self.hits = self._debug or Hit in self._heard
+
+
+def _named(called: object) -> str:
+    """A callable as logs show it, by its class where its repr raises."""
+    try:
+        return f"{called!r:.80}"
+    except (Exception, CancelledError):
+        return f"of {type(called).__name__}"
 
 
 KINDS: tuple[type[Happening], ...] = (

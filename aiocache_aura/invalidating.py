@@ -194,7 +194,7 @@ class Invalidating:
             if not told or tags is not None:
                 scopes += manager.addresses.to_invalidate(name, *_narrowest(name, tenants, users, tags))
                 if name is not None:
-                    manager.counts(name).invalidations += 1
+                    manager.recorder.invalidating(name)
         if scopes and tags != []:
             await manager.drop(tuple(dict.fromkeys(scopes)), f"what {self.signature.name} invalidates", soft=self.options.keep_stale)
 

@@ -110,7 +110,7 @@ class Loading(Planting):
                 stands = (await leases.acquire([want], timeout=left, written=written))[0]
                 left -= self._monotonic() - started
                 if isinstance(stands, HeldElsewhere):
-                    if self._is_left(flight, address, stands):
+                    if self._is_left(flight, address, terms, stands):
                         return LANDED
                     chain, held_at = stands.chain, written.tick
                     await follower.wait(stands.left + ASK_AGAIN)
@@ -130,10 +130,11 @@ class Loading(Planting):
         finally:
             follower.close()
 
-    def _is_left(self, flight: Flight, address: Address, stands: Standing) -> bool:
+    def _is_left(self, flight: Flight, address: Address, terms: Terms, stands: Standing) -> bool:
         """Whether a flight that nobody waits for is left to the process that loads already; it is over, then."""
         if flight.waiters or not isinstance(stands, HeldElsewhere):
             return False
+        self._happens(terms, "followed")
         self._pause(address.key, stands.left)
         flight.finish(RETRY, confirmed=False)
         return True
@@ -158,7 +159,7 @@ class Loading(Planting):
         held, _ = await self._look(address, terms, (found.raw, found.tokens))
         if held is None or not held.is_fresh:
             return False
-        self._add(terms, "followed", 1)
+        self._happens(terms, "followed")
         flight.load_tick = asked
         flight.finish(loaded_elsewhere(held), confirmed=False)
         return True
@@ -213,7 +214,7 @@ class Loading(Planting):
         except BaseException as error:
             failure = error
             if not isinstance(error, terms.cache_errors) or _is_hidden(error, flights, terms):
-                self._add(terms, "load_errors", 1)
+                self._happens(terms, "load_errors")
                 raise
             value = Refused(error)
         finally:
@@ -225,7 +226,7 @@ class Loading(Planting):
 
     def _overrun(self, flights: Sequence[Flight], terms: Terms, give_up: Callable[[BaseException], None]) -> None:
         error = LoadDeadlineError(f"{terms.label}: the load was not done after load_deadline={terms.deadline} s, and is cancelled")
-        self._add(terms, "overruns", 1)
+        self._happens(terms, "overruns")
         give_up(error)
         for flight in flights:
             flight.overrun(error)

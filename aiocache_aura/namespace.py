@@ -357,7 +357,7 @@ class Cache:
         if users and tags:
             raise TypeError("invalidate takes user= or tags=, not both: tags belong to a type and its tenants")
         scopes = self._desk.addresses.to_invalidate(self.name, tenants, users, tags)
-        self.counts.invalidations += 1
+        self._desk.recorder.invalidating(self.name)
         return await self._desk.drop(scopes, f"invalidate of cache type {self.name!r}", soft=keep_stale)
 
     async def invalidate_pattern(self, pattern: str, *, tenant: Who = None, user: Who = None) -> int:
@@ -369,7 +369,7 @@ class Cache:
         if not isinstance(pattern, str):
             raise TypeError(f"a pattern is text such as 'item:*', not {type(pattern).__name__}")
         (of_tenant,), (of_user,) = narrowed(tenant, "tenant") or (None,), narrowed(user, "user") or (None,)
-        self.counts.invalidations += 1
+        self._desk.recorder.invalidating(self.name)
         if self._desk.put_off(lambda held: held.call(self._purge, pattern, of_tenant, of_user)):
             return 0
         return await self._purge(pattern, of_tenant, of_user)
@@ -432,8 +432,7 @@ class Cache:
             return otherwise
 
     def _note(self, error: BackendError, what: str, *, may_raise: bool = True) -> None:
-        self.counts.errors += 1
-        self.counts.failed(error)
+        self._desk.recorder.fault(self.name, error)
         try:
             self._desk.fault(error, f"{what} of cache type {self.name!r}")
         except BackendError:

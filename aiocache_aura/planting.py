@@ -235,7 +235,9 @@ class Planting(Looking):
         again = sum(item.seen is not None for item in stored)
         done[0] += len(stored) - again
         done[1] += again
-        seconds = self._monotonic() - started
+        now = self._monotonic()
+        seconds = now - started
+        self._recorder.touch(now)
         for item in stored:
             item.bed.terms.counts.sets += 1
         if stored:

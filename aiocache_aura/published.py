@@ -81,8 +81,8 @@ class Published:
 class Windows:
     """The windows that a process publishes.
 
-    To look one up takes milliseconds for each type, more the longer it is. So that is done now and then, with a pause after each type, and
-    what was counted since is added: until the next time a window reaches back too far, by a tenth of its length at most.
+    To look one up takes a fraction of a millisecond for each type. So that is done now and then, with a pause after each type, and what was
+    counted since is added: until the next time a window reaches back too far, by a tenth of its length at most.
     """
 
     def __init__(self, recorder: Recorder) -> None:

@@ -10,10 +10,10 @@ accepted; no reader is ever given an error for it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from aiocache_aura.clock import Clock, SystemClock
-from aiocache_aura.events import Events, Evicted, Invalidated, SlowOperation
+from aiocache_aura.events import Events, Evicted, Fault, Invalidated, SlowOperation
 from aiocache_aura.heat import Heat
 from aiocache_aura.stats import Counts
 from aiocache_aura.timeline import Timeline
@@ -57,12 +57,16 @@ class Recorder:
 
     def touch(self, now: float) -> None:
         """Something is timed at this monotonic time, and is not counted yet."""
-        slot = self._timeline.touch(now)
-        if slot is not None:
-            for name, counts in list(self._counts.items()):
-                hits = slot.gained[name].hits if name in slot.gained else 0
-                counts.mask = 0 if hits <= ALL_TIMED else _SOME if hits <= ALL_TIMED * (_SOME + 2) else _FEW
-                counts.samples = 0
+        hits = self._timeline.touch(now)
+        if hits is not None:
+            self._adapt(hits)
+
+    def _adapt(self, hits: Mapping[str, int]) -> None:
+        """A slot was closed, in which the types had so many hits: time as many of the next ones as that asks for."""
+        for name, n in hits.items():
+            counts = self.counts(name)
+            counts.mask = 0 if n <= ALL_TIMED else _SOME if n <= ALL_TIMED * (_SOME + 2) else _FEW
+            counts.samples = 0
 
     @staticmethod
     def sampled(counts: Counts) -> int:
@@ -82,10 +86,23 @@ class Recorder:
 
     def evicted(self, cache_type: str, reason: str) -> None:
         """The in-process store has thrown an entry out. Called under that store's lock."""
+        self.touch(self.clock.monotonic())
         evictions = self.counts(cache_type).evictions
         evictions[reason] = evictions.get(reason, 0) + 1
         if self.events.wants(Evicted):
             self.events.tell(Evicted(cache_type=cache_type, at=self.clock.time(), reason=reason))
+
+    def fault(self, cache_type: str, error: BaseException) -> None:
+        """The store has failed an explicit verb."""
+        self.touch(self.clock.monotonic())
+        self.counts(cache_type).failed(error)
+        if self.events.wants(Fault):
+            self.events.tell(Fault(cache_type=cache_type, at=self.clock.time(), error=error))
+
+    def invalidating(self, cache_type: str) -> None:
+        """An invalidation of this type is asked for."""
+        self.touch(self.clock.monotonic())
+        self.counts(cache_type).invalidations += 1
 
     def invalidated(self, cache_types: Sequence[str], what: str, seconds: float, *, delivered: bool) -> None:
         """An invalidation is over, of these types, or of something that is of no type."""
@@ -122,7 +139,7 @@ class Recorder:
 
     def reads(self) -> int:
         """How often users have read, of whatever type."""
-        return sum(counts.hits + counts.misses for counts in self._counts.values())
+        return sum(counts.hits + counts.misses for counts in list(self._counts.values()))
 
     def total(self, cache_type: str) -> Counts:
         """What has happened to a type since the start, as it is now."""
@@ -130,7 +147,11 @@ class Recorder:
 
     def window(self, cache_type: str, seconds: float) -> Counts:
         """What has happened to a type in about the last so many seconds; a day is kept."""
-        return self._timeline.window(cache_type, seconds, self.clock.monotonic())
+        now = self.clock.monotonic()
+        hits = self._timeline.close(now)
+        if hits is not None:
+            self._adapt(hits)
+        return self._timeline.window(cache_type, seconds, now)
 
 
 _NOTHING = Counts()

@@ -45,7 +45,7 @@ class Counts:
     threw out, by reason; `saved_seconds` estimates the load seconds that hits did not cost.
     """
 
-    __slots__ = (*INTS, "by_error", "evictions", "load_seconds", "mask", "samples", "saved_seconds", "times")
+    __slots__ = (*INTS, "by_error", "evictions", "load_seconds", "mask", "resets", "samples", "saved_seconds", "times")
 
     hits: int
     misses: int
@@ -68,15 +68,18 @@ class Counts:
     def __init__(self) -> None:
         self.mask = 0  # hits whose number has none of these bits are timed
         self.samples = 0  # hits that were, lately
+        self.resets = 0  # how often these counters began anew
         self.reset()
 
     def reset(self) -> None:
+        """Begin anew, with nothing. Windows keep what was counted before, but for what came since the last look at these counters."""
         for name in INTS:
             setattr(self, name, 0)
         self.load_seconds = self.saved_seconds = 0.0
         self.by_error: dict[str, int] = {}
         self.evictions: dict[str, int] = {}
         self.times: dict[str, Histogram] = {}
+        self.resets += 1  # last: whoever looks meanwhile sees figures that went down
 
     def __repr__(self) -> str:
         return f"Counts(hits={self.hits}, misses={self.misses}, loads={self.loads}, errors={self.errors})"
@@ -103,7 +106,8 @@ class Counts:
         histogram.add(seconds, times)
 
     def failed(self, error: BaseException) -> None:
-        """Count a fault of the store by its class."""
+        """Count a fault of the store, and by its class."""
+        self.errors += 1
         name = type(error).__name__
         self.by_error[name] = self.by_error.get(name, 0) + 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 from functools import partial
@@ -10,6 +11,7 @@ from functools import partial
 import pytest
 
 from aiocache_aura import CacheManager, cache_menu
+from aiocache_aura.errors import BackendError
 from aiocache_aura.events import (
     KINDS,
     Deleted,
@@ -99,6 +101,30 @@ class TestEvents:
         assert len(heard) == 100
         assert [record.levelname for record in caplog.records] == ["WARNING"]
         assert "no such thing" in caplog.text and "broken" in caplog.text
+
+    @pytest.mark.parametrize("error", [LookupError, asyncio.CancelledError, asyncio.InvalidStateError])
+    @pytest.mark.parametrize("shown", [None, LookupError, asyncio.CancelledError])
+    def test_whatever_a_listener_and_its_repr_raise_harms_nobody(self, error, shown, caplog):
+        """A cancelled future that it asks for its result, a repr that fails: it is logged, and the others hear; so with a condition."""
+
+        class Broken:
+            def __call__(self, *happening):
+                raise error("no such thing")
+
+            def __repr__(self):
+                if shown is not None:
+                    raise shown
+                return "<Broken>"
+
+        events, heard = Events(), []
+        events.listen(Broken(), Hit)
+        events.listen(heard.append, Hit)
+        events.listen(heard.append, Load, when=Broken())
+        with caplog.at_level(logging.WARNING):
+            events.tell(hit())
+            assert not events.wants(Load)
+        assert heard == [hit()]
+        assert len(caplog.records) == 1 and "no such thing" in caplog.text and "Broken" in caplog.text
 
     def test_a_listener_may_stop_itself_and_others(self):
         """What is told is told to those who listened when it began."""
@@ -281,6 +307,41 @@ class TestOfAManager:
             assert await manager.get_or_load("menu", "a", lambda: 1) == 1
             assert heard and all(one.cache_type == "menu" for one in heard)
             assert manager.stats()["menu"]["errors_by_type"] == {"BackendError": len(heard)}
+
+    EXPLICIT = {
+        "get": lambda m: m.get("menu", "a"),
+        "get_many": lambda m: m.get_many("menu", ["a", "b"]),
+        "set": lambda m: m.set("menu", "a", 1),
+        "add": lambda m: m.add("menu", "a", 1),
+        "touch": lambda m: m.touch("menu", "a", 5),
+        "delete": lambda m: m.delete("menu", "a"),
+        "invalidate_pattern": lambda m: m.invalidate_pattern("menu", "*"),
+    }
+
+    @pytest.mark.parametrize("verb", EXPLICIT)
+    @pytest.mark.parametrize("strict", [False, True])
+    async def test_faults_of_explicit_verbs(self, verb, strict):
+        """A verb that the store has failed is told once, and counted once, under `strict`, too."""
+        async with CacheManager("redis://127.0.0.1:1/0", budget=0.25, strict=strict) as manager:
+            heard = []
+            manager.events.listen(heard.append, Fault)
+            with contextlib.suppress(BackendError):
+                await self.EXPLICIT[verb](manager)
+            assert [(one.cache_type, isinstance(one.error, BackendError)) for one in heard] == [("menu", True)]
+            counts = manager.counts("menu")
+            assert (counts.errors, counts.by_error) == (1, {type(heard[0].error).__name__: 1})
+
+    async def test_a_listener_that_is_cancelled_does_not_harm_a_verb(self):
+        """Nor the fault that it is told of."""
+        async with CacheManager("redis://127.0.0.1:1/0", budget=0.25) as manager:
+
+            def broken(happening):
+                raise asyncio.CancelledError
+
+            manager.events.listen(broken)
+            assert await manager.get("menu", "a", default=3) == 3
+            assert await manager.invalidate_pattern("menu", "*") == 0
+            assert await manager.get_or_load("menu", "a", lambda: 1) == 1
 
     async def test_slow_operations(self, manager, clock):
         """What takes longer than the threshold is kept, at most fifty, and told."""

@@ -39,7 +39,7 @@ FLOORS = [
      "aiocache_aura.timeline", "aiocache_aura.recorder", "aiocache_aura.events"},
     {"aiocache_aura.keys", "aiocache_aura.owner", "aiocache_aura.policy", "aiocache_aura.settings", "aiocache_aura.stats",
      "aiocache_aura.histogram", "aiocache_aura.warm_report", "aiocache_aura.schedules", "aiocache_aura.advice", "aiocache_aura.heat",
-     "aiocache_aura.diagnosis",
+     "aiocache_aura.diagnosis", "aiocache_aura.ledger",
      "aiocache_aura.freshness", "aiocache_aura.codecs.failures", "aiocache_aura.signatures", "aiocache_aura.templates",
      "aiocache_aura.declared",
      "aiocache_aura.codecs", "aiocache_aura.codecs.envelope", "aiocache_aura.codecs.serializers",
