@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from operator import add, attrgetter, gt
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from aiocache_aura.histogram import Histogram
 from aiocache_aura.stats import INTS, Counts
@@ -27,10 +27,10 @@ LENGTHS = ((600.0, SLOT), (6000.0, 60.0), (DAY, 600.0))  # until what age, and h
 THINNED = 60.0  # seconds between two looks for marks that may go
 
 _PLAIN = (*INTS, "load_seconds", "saved_seconds")  # the first columns
-_TOTAL = -1  # in the place of a bucket: the seconds of all of them
+_TOTAL = -1  # in the place of a bucket: the seconds of all durations
 _HITS = INTS.index("hits")
 
-Column: TypeAlias = tuple[str, str, int]  # "times", an operation and a bucket; or "by_error" or "evictions", a name, and 0
+Kind: TypeAlias = tuple[str, str]  # "times" and an operation, by whose buckets the figures are; or "by_error" or "evictions", by names
 Row: TypeAlias = "array[float]"  # which holds ints exactly, to 2 ** 53
 
 _plain = attrgetter(*_PLAIN)
@@ -48,19 +48,21 @@ class Mark(NamedTuple):
 class Ledger:
     """The marks of one type's counters. Not for two threads at once; the counters may be added to meanwhile."""
 
-    __slots__ = ("_carried", "_columns", "_counts", "_last", "_marks", "_resets", "_seen", "_thin_from")
+    __slots__ = ("_carried", "_columns", "_counts", "_last", "_marks", "_resets", "_seen", "_thin_from", "_width")
 
     def __init__(self, counts: Counts) -> None:
         self._counts = counts
-        self._columns: dict[Column, int] = {}
+        self._columns: dict[Kind, dict[Any, int]] = {}
+        self._width = len(_PLAIN)
         self._marks: list[Mark] = []
-        self._last = self._carried = array("d")  # what the counters stood at, and what they had before they were reset
+        self._last = array("d")  # what the counters stood at
+        self._carried: Row | None = None  # and what they had before they were reset, if they ever were
         self._resets = counts.resets
         self._seen: object = _signature(Counts())
         self._thin_from = 0.0
 
     def __repr__(self) -> str:
-        return f"<Ledger of {len(self)} marks, {len(_PLAIN) + len(self._columns)} columns>"
+        return f"<Ledger of {len(self)} marks, {self._width} columns>"
 
     def __len__(self) -> int:
         return len(self._marks)
@@ -93,24 +95,29 @@ class Ledger:
 
     def _read(self) -> Row:
         """All that was ever counted, until now."""
-        found = _figures(self._counts)
-        for column in found:
-            if column not in self._columns:
-                self._columns[column] = len(_PLAIN) + len(self._columns)
         resets = self._counts.resets
-        row = array("d", _plain(self._counts))
-        row.frombytes(bytes(row.itemsize * len(self._columns)))
-        for column, figure in found.items():
-            row[self._columns[column]] = figure
-        for kept in (self._last, self._carried):
-            kept.frombytes(bytes(row.itemsize * (len(row) - len(kept))))
+        row = _widened(array("d", _plain(self._counts)), self._width)
+        for kind, figures in _figures(self._counts):
+            places = self._columns.setdefault(kind, {})
+            for name, figure in figures.items():
+                place = places.get(name)
+                if place is None:
+                    places[name] = len(row)
+                    row.append(figure)
+                else:
+                    row[place] = figure
+        self._width, last = len(row), _widened(self._last, len(row))
         if resets != self._resets:
-            self._carried = array("d", list(map(add, self._carried, self._last)))
-        elif any(map(gt, self._last, row)):
-            less = [max(last - figure, 0.0) for last, figure in zip(self._last, row, strict=True)]
-            self._carried = array("d", list(map(add, self._carried, less)))
+            self._carry(last)
+        elif any(map(gt, last, row)):
+            self._carry([max(stood - figure, 0.0) for stood, figure in zip(last, row, strict=True)])
         self._last, self._resets = row, resets
-        return array("d", list(map(add, row, self._carried)))  # of a list, an array takes no more room than it needs
+        return row if self._carried is None else array("d", list(map(add, row, _widened(self._carried, len(row)))))
+
+    def _carry(self, figures: Iterable[float]) -> None:
+        """The counters no longer have so much, which was counted all the same."""
+        carried = _widened(array("d") if self._carried is None else self._carried, self._width)
+        self._carried = array("d", list(map(add, carried, figures)))
 
     def _thin(self, now: float) -> None:
         """Make one of marks that are so old that they may be told as one slot."""
@@ -133,35 +140,28 @@ def _signature(counts: Counts) -> object:
     return _plain(counts), counts.resets, times, dict(counts.by_error), dict(counts.evictions)
 
 
-def _figures(counts: Counts) -> dict[Column, float]:
-    """The figures that there are columns for as they come up. Each dict is copied in one step, for another thread may be counting."""
-    found: dict[Column, float] = {}
-    for kind, named in (("by_error", counts.by_error), ("evictions", counts.evictions)):
-        for name, n in dict(named).items():
-            found[kind, name, 0] = n
+def _widened(row: Row, width: int) -> Row:
+    """An older row with the columns of now."""
+    return row if len(row) == width else row + array("d", bytes(row.itemsize * (width - len(row))))
+
+
+def _figures(counts: Counts) -> Iterator[tuple[Kind, dict[Any, float]]]:
+    """The figures whose columns come up as they do. Each dict is copied in one step, for another thread may be counting."""
+    yield ("by_error", ""), dict(counts.by_error)
+    yield ("evictions", ""), dict(counts.evictions)
     for operation, took in dict(counts.times).items():
-        found["times", operation, _TOTAL] = took.total
-        for bucket, n in dict(took.buckets).items():
-            found["times", operation, bucket] = n
-    return found
+        yield ("times", operation), dict(took.buckets) | {_TOTAL: took.total}
 
 
-def _counts_of(gained: list[float], columns: Mapping[Column, int]) -> Counts:
+def _counts_of(gained: list[float], columns: Mapping[Kind, Mapping[Any, int]]) -> Counts:
     """A row, or the difference of two, as counters."""
     made = Counts()
     for name, figure in zip(_PLAIN, gained, strict=False):
-        setattr(made, name, int(figure) if name in INTS else figure)
-    buckets: dict[str, dict[int, int]] = {}
-    totals: dict[str, float] = {}
-    for (kind, name, bucket), n in columns.items():
-        if not (figure := gained[n]):
-            continue
-        if kind != "times":
-            getattr(made, kind)[name] = int(figure)
-        elif bucket == _TOTAL:
-            totals[name] = figure
-        else:
-            buckets.setdefault(name, {})[bucket] = int(figure)
-    for operation, found in buckets.items():
-        made.times[operation] = Histogram(found, totals.get(operation, 0.0))
+        setattr(made, name, int(figure) if name in INTS else max(figure, 0.0))  # sums are rounded
+    for (what, operation), places in columns.items():
+        found = {name: int(figure) for name, place in places.items() if name != _TOTAL and (figure := gained[place])}
+        if what != "times":
+            setattr(made, what, found)
+        elif found:
+            made.times[operation] = Histogram(found, max(gained[places[_TOTAL]], 0.0))
     return made
