@@ -22,7 +22,6 @@ BOARD = "fleet"
 VERSION = 1
 DAY = 1440  # minutes that are kept
 LENGTHS = (5, 60, DAY)  # minutes of the windows that a process publishes
-LOOKED_UP = 0.1  # of a window's length: after so long it is looked up anew
 
 _names: WeakKeyDictionary[CacheManager, tuple[int, str]] = WeakKeyDictionary()
 
@@ -78,36 +77,14 @@ class Published:
             return None
 
 
-class Windows:
-    """The windows that a process publishes.
-
-    To look one up takes a fraction of a millisecond for each type. So that is done now and then, with a pause after each type, and what was
-    counted since is added: until the next time a window reaches back too far, by a tenth of its length at most.
-    """
-
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
-        self._looked: dict[int, dict[str, tuple[Counts, Counts]]] = {}  # the window, and all that was counted, as they were then
-        self._until: dict[int, float] = {}
-
-    async def read(self) -> dict[int, dict[str, Counts]]:
-        """By length, in minutes, and cache type."""
+async def windows_of(recorder: Recorder) -> dict[int, dict[str, Counts]]:
+    """The windows that a process publishes, by length in minutes and cache type; others have their turn after each type."""
+    found: dict[int, dict[str, Counts]] = {length: {} for length in LENGTHS}
+    for name in recorder.cache_types:
         for length in LENGTHS:
-            if length not in self._until or self._recorder.clock.monotonic() >= self._until[length]:
-                await self._look_up(length)
-        return {length: {name: self._now(length, name) for name in self._recorder.cache_types} for length in LENGTHS}
-
-    async def _look_up(self, length: int) -> None:
-        self._until[length] = self._recorder.clock.monotonic() + length * 60 * LOOKED_UP
-        looked = self._looked.setdefault(length, {})
-        for name in self._recorder.cache_types:
-            looked[name] = self._recorder.window(name, length * 60), self._recorder.total(name)
-            await asyncio.sleep(0)
-
-    def _now(self, length: int, name: str) -> Counts:
-        total = self._recorder.total(name)
-        looked = self._looked[length].get(name)
-        return total if looked is None else looked[0].plus(total.minus(looked[1]))
+            found[length][name] = recorder.window(name, length * 60)
+        await asyncio.sleep(0)
+    return found
 
 
 def counts_to_dict(counts: Counts) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from aiocache_aura import hot
 from aiocache_aura.cache_manager import CacheManager
 from aiocache_aura.errors import BackendError
 from aiocache_aura.health import Health
-from aiocache_aura.published import BOARD, Published, Windows, process_name
+from aiocache_aura.published import BOARD, Published, process_name, windows_of
 from aiocache_aura.resilience.fail_safe import FaultLog
 from aiocache_aura.resilience.threads import settled
 from aiocache_aura.stores.base import Notes, Posted
@@ -118,7 +118,6 @@ class Watch:
         self._pid = os.getpid()
         self._faults = FaultLog(log, clock=manager.settings.clock)
         self._changes, self._warmings = Calls(self._faults), Calls(self._faults)
-        self._windows = Windows(manager.recorder)
         self._is_unhealthy = self._has_posted = False
         self._stands_until = self._heat_due = -math.inf
         self._status = "unknown"
@@ -226,7 +225,7 @@ class Watch:
                 self._warmings.put(self._on_emptied)
 
     async def _tell_fleet(self, notes: Notes) -> None:
-        note = Published(self._name, self.manager.settings.clock.time(), await self._windows.read(), self._status)
+        note = Published(self._name, self.manager.settings.clock.time(), await windows_of(self.manager.recorder), self._status)
         await self._put_up(notes, BOARD, note.encode(), max(3 * self._interval, LEAST_LIFE))
         if self._loop.time() >= self._heat_due:  # it changes slowly, and takes the longest to tell
             await hot.publish(self.manager, self._name)
