@@ -140,13 +140,13 @@ class Planting(Looking):
         """The generations as they are now, for entries that live so long, and for what a source reads from now on."""
         ground = Ground() if ground is None else ground
         ground.life = max(ground.life, life)
+        ground.looked_after = self._monotonic()
         await self._hold(ground, tuple(dict.fromkeys((*scopes, *ground.tokens))), ground.tokens)
         ground.began = self._time()
         return ground
 
     async def _hold(self, ground: Ground, scopes: Scopes, into: dict[bytes, bytes | None]) -> None:
         """Plant these generations where they are missing, and have them live as long as what depends on them."""
-        ground.looked_after = self._monotonic()
         if scopes:
             into.update((await self._port.generations(scopes, life=finite(ground.life), timeout=PATIENCE)).found)
 
@@ -178,10 +178,13 @@ class Planting(Looking):
     async def _tend(self, ground: Ground, beds: Iterable[Bed], known: set[Bed]) -> None:
         """Have the generations live long enough, and those captured that are named for the first time."""
         reach = max(bed.terms.reach for bed in beds)
-        if reach > ground.life or self._monotonic() - ground.looked_after >= KEPT_ALIVE:
-            ground.life = max(ground.life, reach)
+        now = self._monotonic()
+        if reach > ground.life:
+            ground.life, ground.looked_after = reach, -FOR_EVER  # until it is done
+        if now - ground.looked_after >= KEPT_ALIVE:
             # What is missing by now is planted anew: not what was captured, as the look will tell.
             await self._hold(ground, tuple(ground.tokens), {})
+            ground.looked_after = now
         named = [scope for bed in beds if bed not in known for scope in bed.scopes if scope not in ground.tokens]
         new = tuple(dict.fromkeys(scope for scope in named if scope not in ground.new))
         if len(ground.new) + len(new) > MOST_SCOPES:
