@@ -150,6 +150,7 @@ class Run:
                 self._only = self._ground.settle()
         finally:
             self.is_over = True
+            self._ground = Ground()  # or what is removed would be remembered for it
 
     def _own_scopes(self, tags: Iterable[str]) -> Iterable[bytes]:
         try:
@@ -159,7 +160,7 @@ class Run:
 
     async def _capture(self, scopes: Iterable[bytes]) -> None:
         _, terms = self._cache.place("any", tenant_aware=False, user_aware=False)
-        await (await self._cache.engine()).capture(scopes, terms.reach, self._ground)
+        await (await self._cache.engine()).capture(self._cache.name, scopes, terms.reach, self._ground)
 
     async def _read(self, read: Callable[[], Steps]) -> None:
         with warming_scope(self):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
 
-from aiocache_aura import CacheManager, CacheWarmer, cache_menu, current_tenant, tenant_scope
+from aiocache_aura import CacheManager, CacheWarmer, cache_menu, current_tenant, removals, tenant_scope
 from aiocache_aura import planting as planting_module
 from aiocache_aura.planting import Renewal
 from aiocache_aura.sources import registered
@@ -152,7 +152,7 @@ class TestRuns:
         """A source that names a new tag with each batch has the others kept alive all the same."""
         engine, asked = await manager.engine(), []
         bed = planting_module.Bed(*manager.caches["menu"].place("any"))
-        ground = await engine.capture(bed.scopes, bed.terms.reach)
+        ground = await engine.capture("menu", bed.scopes, bed.terms.reach)
         ground.looked_after -= 29.0
         generations = engine.port.generations
 
@@ -169,6 +169,123 @@ class TestRuns:
         finally:
             del engine.port.generations
         assert set(bed.scopes) in [set(scopes) for scopes in asked]
+
+
+class TestRemoved:
+    @pytest.mark.parametrize(
+        "verb", ["delete", "deleted behind a look", "pattern", "set to nothing", "set that expires", "add that expires"]
+    )
+    async def test_what_this_process_has_taken_away_is_not_stored_by_an_older_source(self, clock, verb):
+        """The source has read the old value; nothing in the store tells that it was taken away. What else it gives is stored."""
+        async with CacheManager("memory://", clock=clock) as manager:
+            warmer = CacheWarmer(manager=manager)
+
+            async def take_away() -> None:
+                if "delete" in verb:
+                    await manager.delete("menu", "a")
+                elif verb == "pattern":
+                    await manager.invalidate_pattern("menu", "a*")
+                elif verb == "set to nothing":
+                    await manager.set("menu", "a", "new", ttl=0)
+                else:
+                    put = manager.set if verb == "set that expires" else manager.add
+                    assert await put("menu", "a", "new", ttl=1, stale=0)
+                    clock.advance(2)
+
+            @warmer.source("menu")
+            async def source():
+                if "behind" not in verb:
+                    await take_away()
+                yield "a", "old"
+                yield "b", 1
+
+            if "behind" in verb:
+                behind_the_look(await manager.engine(), take_away)
+            assert figures(await soon(warmer.warm_menu_cache())) == (1, 0, 1, 0)
+            assert await manager.mget("menu", ["a", "b"]) == [None, 1]
+
+    async def test_a_refresh_that_finds_nothing_is_not_undone(self, clock):
+        """It takes the old value away, which the source has read before."""
+        async with CacheManager("memory://", clock=clock) as manager:
+            warmer = CacheWarmer(manager=manager)
+            await manager.set("menu", "a", "old")
+
+            @cache_menu(manager=manager, key="a", name="gone", cache_none=False)
+            async def gone() -> None:
+                return None
+
+            @warmer.source("menu")
+            async def source():
+                clock.advance(1)
+                assert await gone.refresh() is None
+                assert await manager.get("menu", "a") is None
+                yield "a", "old"
+
+            await soon(warmer.warm_menu_cache())
+            assert await manager.get("menu", "a") is None
+
+    @pytest.mark.parametrize("what", ["MOST_KEYS", "MOST_PATTERNS"])
+    async def test_more_than_can_be_remembered_begins_the_source_anew(self, manager, monkeypatch, what):
+        """And of other types nothing is remembered; nor is anything when the run is over."""
+        monkeypatch.setattr(removals, what, 2)
+        warmer, readings = CacheWarmer(manager=manager), []
+
+        @warmer.source("menu")
+        async def source():
+            readings.append(1)
+            for n in range(3):
+                await manager.delete("settings", f"gone:{n}")
+                await manager.invalidate_pattern("settings", f"gone:{n}")
+                if len(readings) == 1 and what == "MOST_KEYS":
+                    await manager.delete("menu", f"gone:{n}")
+                elif len(readings) == 1:
+                    await manager.invalidate_pattern("menu", f"gone:{n}")
+            yield "a", len(readings)
+
+        assert figures(await soon(warmer.warm_menu_cache())) == (1, 0, 0, 0)
+        assert await manager.get("menu", "a") == 2
+        gc.collect()
+        assert repr((await manager.engine())._removed) == "<Watched by 0>"
+
+    async def test_an_error_that_was_cached_since_the_source_began_stays(self, clock):
+        """It says that what the source has read is gone. One from before is replaced."""
+        async with CacheManager("memory://", clock=clock) as manager:
+            warmer, is_there = CacheWarmer(manager=manager), False
+
+            @cache_menu(manager=manager, key="a", name="item", cache_errors=(LookupError,))
+            async def item() -> str:
+                if not is_there:
+                    raise LookupError("gone")
+                return "there"
+
+            @warmer.source("menu")
+            async def source():
+                if not is_there:
+                    clock.advance(1)
+                    with pytest.raises(LookupError):
+                        await asyncio.create_task(item())
+                yield "a", "there"
+
+            assert figures(await soon(warmer.warm_menu_cache()))[:2] == (1, 0)
+            with pytest.raises(LookupError):
+                await item()
+            is_there = True
+            clock.advance(1)
+            assert figures(await soon(warmer.warm_menu_cache())) == (0, 1, 0, 0)
+            assert await item() == "there"
+
+
+def behind_the_look(engine: Any, act: Callable[[], Awaitable[None]]) -> None:
+    """Have this done once, between a look and what is written for it."""
+    look = engine.port.look
+
+    async def looking(*args: Any, **options: Any) -> Any:
+        engine.port.look = look
+        found = await look(*args, **options)
+        await act()
+        return found
+
+    engine.port.look = looking
 
 
 async def breathe() -> None:
