@@ -355,6 +355,7 @@ class Loading(Planting):
                 if flight.is_open and (loaded is None or (loaded.value is None and loaded.error is None)):
                     gone.append(address.key)
         if gone and left > 0:
+            self._removed.add(gone)
             await self._port.delete(gone, timeout=left)
 
     async def _extend(self, fills: Sequence[Fill], terms: Terms, left: float) -> None:

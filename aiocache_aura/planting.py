@@ -12,10 +12,15 @@ Invariants
   whenever they are stored (P3). A batch whose look finds other ones is not stored at all: the source is `Voided`, and begins again.
 - A scope that is first named with a value (a tenant, a tag) was not captured in time: what depends on it is left for a second reading of
   the source, which begins after the capture.
-- What was stored since the look, by a user's load or `set`, is younger than ours and stays; so is what was stored since the source began.
+- What was stored since the look, by a user's load or `set`, is younger than ours and stays; so does what was stored since the source
+  began, whether or not a read would be given it: an error that was cached says that there is no such thing any more.
   No permit and no lease is taken away (M9): a load that is under way stores over what was planted, unless something has voided it.
-- A `delete` of a key, by this or another process, leaves nothing behind that a look could see: a value that the source has read before is
-  stored after it. Sources that yield calls of cached functions do not have that hole: those are loads like any other.
+- What is gone again leaves nothing behind that a look could see. What this process has deleted or set since the source began, a key or a
+  pattern of keys, is remembered, and asked for in the same synchronous stretch that writes: none of it is stored. If there was more than
+  can be remembered, the source is `Voided`.
+- Two holes are left where the source is older than what another process (or event loop) has done to a key, and both are closed for
+  sources that yield calls of cached functions, which are loads like any other: a `delete` or `invalidate_pattern` there, or a `set` whose
+  value has expired, is not seen; nor is, by a renewal of everything, that a `set` is younger, if the clocks differ by more than its age.
 - Generations are kept alive while the source runs, and for as long as what was planted lives (M8).
 """
 
@@ -31,9 +36,11 @@ from aiocache_aura.codecs.envelope import Entry, key_checksum, sealed
 from aiocache_aura.entries import finite
 from aiocache_aura.errors import CacheError, ConfigurationError, SerializationError, ValueTooLargeError
 from aiocache_aura.events import Stored
+from aiocache_aura.freshness import Standing
 from aiocache_aura.generations import Address
 from aiocache_aura.looking import Looking
 from aiocache_aura.policy import jittered
+from aiocache_aura.removals import Removals
 from aiocache_aura.stores.base import Scopes, Tokens
 from aiocache_aura.terms import FOR_EVER, Terms
 
@@ -89,14 +96,16 @@ class Pair(NamedTuple):
 
 
 class Ground:
-    """The generations that the entries of a source carry, captured before it began, and what it has named since."""
+    """The generations that the entries of a source carry, captured before it began, what it has named since, and what this process has
+    removed since."""
 
-    __slots__ = ("began", "life", "looked_after", "new", "tokens")
+    __slots__ = ("began", "life", "looked_after", "new", "removed", "tokens")
 
     def __init__(self) -> None:
         self.tokens: dict[bytes, bytes | None] = {}
         self.new: dict[bytes, bytes | None] = {}
         self.life = self.began = self.looked_after = 0.0
+        self.removed: Removals | None = None
 
     def __repr__(self) -> str:
         return f"<Ground {len(self.tokens)} scopes, {len(self.new)} new>"
@@ -136,17 +145,17 @@ class _Item(NamedTuple):
 class Planting(Looking):
     """What stores in bulk. Every method may raise BackendError."""
 
-    async def capture(self, scopes: Iterable[bytes], life: float, ground: Ground | None = None) -> Ground:
-        """The generations as they are now, for entries that live so long, and for what a source reads from now on."""
+    async def capture(self, cache_type: str, scopes: Iterable[bytes], life: float, ground: Ground | None = None) -> Ground:
+        """The generations as they are now, for entries of this type that live so long, and for what a source reads from now on."""
         ground = Ground() if ground is None else ground
         ground.life = max(ground.life, life)
+        ground.looked_after = self._monotonic()
         await self._hold(ground, tuple(dict.fromkeys((*scopes, *ground.tokens))), ground.tokens)
-        ground.began = self._time()
+        ground.began, ground.removed = self._time(), self._removed.since_now(f"{self._addresses.prefix}:{cache_type}:".encode())
         return ground
 
     async def _hold(self, ground: Ground, scopes: Scopes, into: dict[bytes, bytes | None]) -> None:
         """Plant these generations where they are missing, and have them live as long as what depends on them."""
-        ground.looked_after = self._monotonic()
         if scopes:
             into.update((await self._port.generations(scopes, life=finite(ground.life), timeout=PATIENCE)).found)
 
@@ -171,17 +180,20 @@ class Planting(Looking):
                 if await self._is_kept(pair, seen, tokens, ground, renewal):
                     continue
             wanted.append((pair, seen))
-        loaded, refreshed, refused, size = await self._store_all(wanted, tokens, breathe)
+        loaded, refreshed, refused, size = await self._store_all(wanted, tokens, ground, breathe)
         skipped = len(batch) - unsure - loaded - refreshed - len(refused)
         return Planted(loaded, refreshed, skipped, unsure, refused, max(size, sum(len(raw) for raw in there if raw is not None)))
 
     async def _tend(self, ground: Ground, beds: Iterable[Bed], known: set[Bed]) -> None:
         """Have the generations live long enough, and those captured that are named for the first time."""
         reach = max(bed.terms.reach for bed in beds)
-        if reach > ground.life or self._monotonic() - ground.looked_after >= KEPT_ALIVE:
-            ground.life = max(ground.life, reach)
+        now = self._monotonic()
+        if reach > ground.life:
+            ground.life, ground.looked_after = reach, -FOR_EVER  # until it is done
+        if now - ground.looked_after >= KEPT_ALIVE:
             # What is missing by now is planted anew: not what was captured, as the look will tell.
             await self._hold(ground, tuple(ground.tokens), {})
+            ground.looked_after = now
         named = [scope for bed in beds if bed not in known for scope in bed.scopes if scope not in ground.tokens]
         new = tuple(dict.fromkeys(scope for scope in named if scope not in ground.new))
         if len(ground.new) + len(new) > MOST_SCOPES:
@@ -193,7 +205,7 @@ class Planting(Looking):
             await self._hold(ground, new, ground.new)
 
     async def _store_all(
-        self, wanted: Sequence[tuple[Pair, bytes | None]], tokens: Tokens, breathe: Breathe
+        self, wanted: Sequence[tuple[Pair, bytes | None]], tokens: Tokens, ground: Ground, breathe: Breathe
     ) -> tuple[int, int, list[Exception], int]:
         """Encode and store, in requests of bounded size: (stored anew, in the place of another, refused, bytes)."""
         refused: list[Exception] = []
@@ -212,9 +224,9 @@ class Planting(Looking):
             size += len(items[-1].raw)
             waiting += len(items[-1].raw)
             if waiting >= REQUEST_BYTES:
-                await self._store_some(items, done)
+                await self._store_some(items, ground, done)
                 items, waiting = [], 0
-        await self._store_some(items, done)
+        await self._store_some(items, ground, done)
         return done[0], done[1], refused, size
 
     def _item(self, pair: Pair, seen: bytes | None, tokens: Tokens, created: float, entry_id: bytes) -> _Item:
@@ -226,7 +238,12 @@ class Planting(Looking):
         head = (codec, bed.flags, created, ttl, terms.stale, 0.0, terms.serializer.schema, fingerprint)
         return _Item(key, sealed(entry_id, key_checksum(key), head, bed.extras, payload), finite(ttl + terms.stale), seen, ttl, bed)
 
-    async def _store_some(self, items: Sequence[_Item], done: list[int]) -> None:
+    async def _store_some(self, items: Sequence[_Item], ground: Ground, done: list[int]) -> None:
+        """Nothing is awaited between asking what was removed and writing: what is removed next is removed behind it, on the same lane."""
+        if ground.removed is not None:
+            if ground.removed.is_full:
+                raise Voided("this process has deleted or set more keys than can be remembered while it ran")
+            items = [item for item in items if item.key not in ground.removed]
         if not items:
             return
         started = self._monotonic()
@@ -248,8 +265,11 @@ class Planting(Looking):
                 self._events.tell(Stored(**told, seconds=seconds, size=len(item.raw), ttl=item.ttl))
 
     async def _is_kept(self, pair: Pair, seen: bytes, tokens: Tokens, ground: Ground, renewal: Renewal) -> bool:
-        """Whether a read would be given what is there, and it is not due, or is younger than the source."""
+        """Whether what is there is younger than the source, or a read would be given it and it is not due."""
         sight = await self._examine(pair.bed.address(pair.key), pair.bed.terms, (seen, tokens))
-        if not sight.has_value or sight.entry is None:
+        if sight.entry is None:
             return False
-        return sight.entry.created >= ground.began or not renewal.is_due(sight.entry, self._time())
+        younger_by = sight.entry.created - ground.began
+        if younger_by > 0 or (younger_by == 0 and sight.standing is not Standing.DEAD):  # what a first reading has planted is dead, at most
+            return True
+        return sight.has_value and not renewal.is_due(sight.entry, self._time())

@@ -144,8 +144,9 @@ def warm_source(cache_type: str, /, *, tags: Iterable[str] = ()) -> Callable[[F]
     `(key, value, {"ttl": ..., "tags": [...]})` with the options of `manager.set`, or `get_menu(tenant_id)`. A plain generator runs in a
     worker thread; a function may as well return a mapping or a list of pairs, or await cached functions itself and return nothing.
 
-    Pairs are planted: what is there and fresh stays, an invalidation that comes while the source runs begins it anew. A `delete` of a key
-    that comes between the reading of its value and its storing is not seen; yield calls where that matters.
+    Pairs are planted: what is there and fresh stays, an invalidation that comes while the source runs begins it anew, and a key that this
+    process has deleted meanwhile is left out. A `delete` or `invalidate_pattern` by another process that comes between the reading of a
+    value and its storing is not seen; yield calls where that matters.
 
     Args:
         cache_type: The type of what it yields as pairs, and under which the report has it.

@@ -13,6 +13,8 @@ Invariants
   after the run is over, by a task that it left behind.
 - The generations of pairs are captured before the source is opened, with its session, whose snapshot may be as old as it is (M6).
 - However it ends, what the source has yielded is awaited or closed, and the source is closed. What it gave before it failed is stored.
+- A place for a call is given back whatever becomes of its task. A CancelledError ends a run only if the run itself was cancelled: one that
+  came from what a source or a call has awaited is a failure like any other.
 """
 
 from __future__ import annotations
@@ -88,10 +90,14 @@ class Tally:
             log.warning("the progress callback of a warmer raised, and is told no more", exc_info=True)
             self._progress = None
 
-    def restart(self) -> None:
-        """The source begins again: what was stored so far is void."""
-        self.loaded = self.refreshed = self.skipped = self.failed = 0
-        self.errors.clear()
+    def mark(self) -> tuple[int, ...]:
+        """Where a source begins."""
+        return self.loaded, self.refreshed, self.skipped, self.failed, len(self.errors)
+
+    def restart(self, mark: tuple[int, ...]) -> None:
+        """The source that began there begins again: what it has stored so far is void."""
+        self.loaded, self.refreshed, self.skipped, self.failed, errors = mark
+        del self.errors[errors:]
 
     def end(self, how: Ended) -> None:
         self.tell(is_over=True)
@@ -124,6 +130,7 @@ class Run:
 
     async def take(self, read: Callable[[], Steps], tags: Iterable[str]) -> None:
         """Store and load all that a source comes with; `read` begins a reading of it."""
+        began = self._tally.mark()
         try:
             await self._capture(self._own_scopes(tags))
             was_voided = False
@@ -134,7 +141,7 @@ class Run:
                     if was_voided:
                         raise
                     was_voided, self._only = True, None
-                    self._tally.restart()
+                    self._tally.restart(began)
                     self._ground.settle()
                     await self._capture(())
                     continue
@@ -143,6 +150,7 @@ class Run:
                 self._only = self._ground.settle()
         finally:
             self.is_over = True
+            self._ground = Ground()  # or what is removed would be remembered for it
 
     def _own_scopes(self, tags: Iterable[str]) -> Iterable[bytes]:
         try:
@@ -152,7 +160,7 @@ class Run:
 
     async def _capture(self, scopes: Iterable[bytes]) -> None:
         _, terms = self._cache.place("any", tenant_aware=False, user_aware=False)
-        await (await self._cache.engine()).capture(scopes, terms.reach, self._ground)
+        await (await self._cache.engine()).capture(self._cache.name, scopes, terms.reach, self._ground)
 
     async def _read(self, read: Callable[[], Steps]) -> None:
         with warming_scope(self):
@@ -168,6 +176,8 @@ class Run:
                     await self._take_all(steps, pairs, calls)
                 except Exception as error:  # what it gave before is as good as ever
                     failure = error
+                except asyncio.CancelledError:
+                    failure = _not_ours()
                 if not isinstance(failure, Voided):
                     try:
                         await self._plant(pairs)
@@ -262,18 +272,18 @@ class Run:
             return
         self._waiting[id(call)] = call
         await self._pace.room.acquire()
+        task = calls.create_task(self._finish(call), context=context)
+        task.add_done_callback(self._leave_room)  # which a task that is cancelled before its first step cannot do itself
         if self._in_turn:
-            await self._finish(call)
-        else:
-            calls.create_task(self._finish(call), context=context)
+            await asyncio.wait({task})
+
+    def _leave_room(self, _: object) -> None:
+        self._pace.room.release()
 
     async def _finish(self, call: Awaitable[Any]) -> None:
         """Await a call that was yielded."""
         self._waiting.pop(id(call), None)
-        try:
-            await self.finish(call)
-        finally:
-            self._pace.room.release()
+        await self.finish(call)
 
     async def finish(self, call: Awaitable[Any]) -> None:
         """Await a call for this run; what fails is counted, and stops nobody."""
@@ -284,6 +294,8 @@ class Run:
         except Exception as error:
             if not any(error is one for one in self._counted):
                 self._tally.fail(error)
+        except asyncio.CancelledError:
+            self._tally.fail(_not_ours())
         else:
             if not calls.count and not isinstance(call, asyncio.Future):  # of what nobody caches, or a `set`; a task has run by itself
                 self._tally.loaded += 1
@@ -380,6 +392,14 @@ class _Calls:
     async def many(self, engine: Engine, addresses: Sequence[Address], terms: Terms, load: LoadMany) -> list[Any]:
         self.count += 1
         return await self._run.many(engine, addresses, terms, load)
+
+
+def _not_ours() -> CacheError:
+    """For a CancelledError of something that was awaited; if it is this task's own, it goes on."""
+    task = asyncio.current_task()
+    if task is None or task.cancelling():
+        raise  # noqa: PLE0704 - called where it is handled
+    return CacheError("CancelledError: something that it awaited was cancelled")
 
 
 def _spread(item: Any) -> tuple[str, Any, dict[str, Any] | None]:

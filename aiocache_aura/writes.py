@@ -4,6 +4,9 @@ M10: the value of a `set` was computed before the call, so the generations store
 when it missed the key, else those there are when it asks. An invalidation by this process closes the flights it covers at the call and at
 the answer. It voids a `set` that is still asking, and one that follows a miss from before it (`get`, load, `set` by hand is a load like any
 other): a token that was missing then could not tell. At worst the value is not stored, a miss.
+
+What is deleted or set here is told to the sources of warmers that read meanwhile, at the call, before anything is asked of the store: what
+they have read of it is not stored any more (see `planting`).
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from aiocache_aura.counting import log
 from aiocache_aura.entries import REMEMBERED, Entries, finite
 from aiocache_aura.errors import BackendError
 from aiocache_aura.generations import Address
+from aiocache_aura.removals import Watched
 from aiocache_aura.stores.base import Scopes, Tokens
 from aiocache_aura.terms import FOR_EVER, Terms
 
@@ -41,6 +45,7 @@ class Writes(Entries):
         self._missed: dict[tuple[bytes, int], _Miss] = {}  # by key and task; 0 is the key's last, whoever missed it
         self._dropped: dict[bytes, int] = {}  # when, by the tick, this process last invalidated a scope
         self._dropped_until = -1  # the latest of what is no longer in there
+        self._removed = Watched()
 
     async def set(self, items: Sequence[tuple[Address, Any]], terms: Terms) -> bool:
         """Write values over whatever is there, and void the loads under way (M10); False if an invalidation has voided one of them."""
@@ -51,6 +56,7 @@ class Writes(Entries):
             await self.delete(addresses, terms)
             return True
         missed = {address.key: self._recall(address) for address in addresses}
+        self._removed.add(address.key for address in addresses)
         self.flights.close(address.key for address in addresses)
         try:
             prints = await self._fingerprints(addresses, terms, missed)
@@ -128,6 +134,7 @@ class Writes(Entries):
         fingerprint = (await self._fingerprints([address], terms, {address.key: miss}))[address.key]
         if self._was_dropped(address, miss.began):
             return False
+        self._removed.add([address.key])
         self.flights.close([address.key])
         key, fresh, life = self._write(terms, address, sealed, fingerprint)
         written = await self._port.store_if(key, fresh, life, seen=sight.raw, timeout=self._budget)
@@ -147,6 +154,7 @@ class Writes(Entries):
     async def delete(self, addresses: Sequence[Address], terms: Terms | None = None) -> int:
         """Remove values and void the loads under way; how many were stored."""
         started = self._monotonic()
+        self._removed.add(address.key for address in addresses)
         self.flights.close(address.key for address in addresses)
         try:
             gone = await self._port.delete([address.key for address in addresses], timeout=self._budget)
@@ -198,6 +206,7 @@ class Writes(Entries):
             meant = _among(tenant, tenants) and _among(user, users)
             return meant and is_match(keys.logical_key(tail))
 
+        self._removed.add_where(head, matches)
         self.flights.close_where(lambda flight: matches(flight.key))
         try:
             gone = await self._port.purge(keys.glob_literal(head) + b"*", matches, timeout=self._budget)

@@ -219,6 +219,12 @@ class Port(Holder):
     async def expire(self, key: Any, raw: Any, life: Any, **options: Any) -> Any:
         return await self._ask("expire", key, raw, life, **options)
 
+    async def look(self, keys: Any, scopes: Any, **options: Any) -> Any:
+        return await self._ask("look", keys, scopes, **options)
+
+    async def plant(self, items: Any, **options: Any) -> Any:
+        return await self._ask("plant", items, **options)
+
     async def delete(self, keys: Any, **options: Any) -> Any:
         return await self._ask("delete", keys, **options)
 

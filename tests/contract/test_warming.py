@@ -258,6 +258,36 @@ class TestPairs:
         assert not report.ok
         assert await manager.mget("menu", ["twice", "good", "zero"]) == [2, 1, None]
 
+    async def test_a_delete_by_this_process_wins_at_any_moment(self, manager):
+        """Between a look and what is written for it; and while that is on its way, which a delete never overtakes."""
+        warmer, engine = CacheWarmer(manager=manager), await manager.engine()
+        look, plant, deletes = engine.port.look, engine.port.plant, []
+
+        async def looking(keys: Any, *args: Any, **options: Any) -> Any:
+            found = await look(keys, *args, **options)
+            await manager.delete("menu", "behind the look")
+            return found
+
+        def planting(*args: Any, **options: Any) -> Any:
+            written = asyncio.ensure_future(plant(*args, **options))
+            deletes.append(asyncio.ensure_future(manager.delete("menu", "behind the writing")))
+            return written
+
+        engine.port.look, engine.port.plant = looking, planting
+        try:
+
+            @warmer.source("menu")
+            async def items():
+                yield "behind the look", 1
+                yield "behind the writing", 1
+                yield "good", 1
+
+            assert figures(await warmer.warm_menu_cache()) == (2, 0, 1, 0)
+        finally:
+            del engine.port.look, engine.port.plant
+        assert await asyncio.gather(*deletes) == [1]
+        assert await manager.mget("menu", ["behind the look", "behind the writing", "good"]) == [None, None, 1]
+
     async def test_large_values_go_in_requests_of_bounded_size(self, manager):
         """Batches shrink with them, and grow again."""
         warmer = CacheWarmer(manager=manager)

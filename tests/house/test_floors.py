@@ -27,7 +27,7 @@ FLOORS = [
     {"aiocache_aura.engine", "aiocache_aura.writes", "aiocache_aura.entries", "aiocache_aura.generations",
      "aiocache_aura.terms", "aiocache_aura.looking", "aiocache_aura.loading",
      "aiocache_aura.loaded", "aiocache_aura.counting",
-     "aiocache_aura.planting", "aiocache_aura.renewing"},
+     "aiocache_aura.planting", "aiocache_aura.removals", "aiocache_aura.renewing"},
     {"aiocache_aura.redis_client", "aiocache_aura.stores", "aiocache_aura.stores.base", "aiocache_aura.stores.connections",
      "aiocache_aura.stores.lanes", "aiocache_aura.stores.memory", "aiocache_aura.stores.pooled", "aiocache_aura.stores.redis",
      "aiocache_aura.stores.replies", "aiocache_aura.stores.requests", "aiocache_aura.stores.leases", "aiocache_aura.stores.followers",
