@@ -216,27 +216,25 @@ class Planting(Looking):
         for n, (pair, seen) in enumerate(wanted):
             if n % AT_ONCE == AT_ONCE - 1:
                 await breathe()
+            key, value, bed = pair
+            terms, fingerprint = bed.terms, tokens.fingerprint(bed.scopes)
+            assert fingerprint is not None  # what was captured is there
             try:
-                items.append(self._item(pair, seen, tokens, created, ids[8 * n : 8 * n + 8]))
+                codec, payload = self._encode_explicit(terms, value)
             except (SerializationError, ValueTooLargeError) as error:
                 refused.append(error)
                 continue
-            size += len(items[-1].raw)
-            waiting += len(items[-1].raw)
+            ttl = jittered(terms.life, terms.jitter)
+            head = (codec, bed.flags, created, ttl, terms.stale, 0.0, terms.serializer.schema, fingerprint)
+            raw = sealed(ids[8 * n : 8 * n + 8], key_checksum(key), head, bed.extras, payload)
+            items.append(_Item(key, raw, finite(ttl + terms.stale), seen, ttl, bed))
+            waiting += len(raw)
             if waiting >= REQUEST_BYTES:
                 await self._store_some(items, ground, done)
-                items, waiting = [], 0
+                size, waiting, items = size + waiting, 0, []
+        size += waiting
         await self._store_some(items, ground, done)
         return done[0], done[1], refused, size
-
-    def _item(self, pair: Pair, seen: bytes | None, tokens: Tokens, created: float, entry_id: bytes) -> _Item:
-        key, value, bed = pair
-        terms, fingerprint = bed.terms, tokens.fingerprint(bed.scopes)
-        assert fingerprint is not None  # what was captured is there
-        codec, payload = self._encode_explicit(terms, value)
-        ttl = jittered(terms.life, terms.jitter)
-        head = (codec, bed.flags, created, ttl, terms.stale, 0.0, terms.serializer.schema, fingerprint)
-        return _Item(key, sealed(entry_id, key_checksum(key), head, bed.extras, payload), finite(ttl + terms.stale), seen, ttl, bed)
 
     async def _store_some(self, items: Sequence[_Item], ground: Ground, done: list[int]) -> None:
         """Nothing is awaited between asking what was removed and writing: what is removed next is removed behind it, on the same lane."""

@@ -190,27 +190,27 @@ class Run:
             raise failure
 
     async def _take_all(self, steps: Steps, pairs: list[Pair], calls: asyncio.TaskGroup) -> None:
-        n = 0
+        n, most, now = 0, 1, self._now
         async for item, context in steps:
             n += 1
-            if inspect.isawaitable(item):
+            if item.__class__ is not tuple and inspect.isawaitable(item):
                 await self._start(item, context, calls)
                 continue
             if not pairs:
-                self._gathered_at = self._now()
+                self._gathered_at, most = now(), min(self._size, self._pace.most_at_once)
             self._gather(item, context, pairs)
-            if len(pairs) >= min(self._size, self._pace.most_at_once) or self._now() - self._gathered_at > GATHERED_FOR:
+            if n % LOOKED_AT == 0:
+                await self.breathe()
+            if len(pairs) >= most or now() - self._gathered_at > GATHERED_FOR:
                 batch = pairs[:]
                 pairs.clear()
                 await self._plant(batch)
-            if n % LOOKED_AT == 0:
-                await self.breathe()
 
     # Pairs
 
     def _gather(self, item: Any, context: Context | None, pairs: list[Pair]) -> None:
         try:
-            key, value, options = _spread(item)
+            key, value, options = (*item, None) if item.__class__ is tuple and len(item) == 2 else _spread(item)
             bed = self._bed_for(options) if context is None else context.run(self._bed_for, options)
             if self._only is None or not self._only.isdisjoint(bed.scopes) or not self._ground.covers(bed.scopes):
                 pairs.append(Pair(bed.key(key), value, bed))
@@ -404,8 +404,6 @@ def _not_ours() -> CacheError:
 
 def _spread(item: Any) -> tuple[str, Any, dict[str, Any] | None]:
     """(key, value, options) of what was yielded."""
-    if item.__class__ is tuple and len(item) == 2:
-        return *item, None
     match item:
         case (key, value):
             return key, value, None

@@ -5,30 +5,25 @@ steps and smaller batches, and rests after each.
 
     readers     the reads of this process are counted anyway; since the last rest there were more
     the loop    it took long until the warmer's turn came again
-    processor   the operating system has taken it away from this thread, for another one that wanted it
+    processor   this thread was ready to go on, and had to wait while others had it: so says Linux, other systems do not tell
 """
 
 from __future__ import annotations
 
 import asyncio
-import importlib
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Final
 
 import anyio
-
-resource: Any
-try:
-    resource = importlib.import_module("resource")
-except ImportError:  # not of this operating system
-    resource = None
 
 BATCH_KEYS: Final = 256
 BUSY_BATCH: Final = 32
 SLICE: Final = 0.0005  # seconds of work before others may go on
 SHORT_SLICE: Final = 0.0002  # while there are readers in this event loop
 READERS_FOR: Final = 0.1  # seconds after others have wanted the loop
+CROWDED: Final = 0.3  # of the time that it worked: to have waited for so long is more than a server that it has woken costs it
 RESTS: Final = 2.0  # times the work that they last
 LONGEST_REST: Final = 0.01
 
@@ -42,7 +37,7 @@ class Pace:
         self.rate = rate
         self._turns, self.room = anyio.Semaphore(concurrency), anyio.Semaphore(concurrency)
         self._free_at = self._now()
-        self._seen, self._interruptions = reads(), interruptions()
+        self._seen, self._waited = reads(), waited()
         self._loop_busy_until = 0.0
 
     def __repr__(self) -> str:
@@ -85,20 +80,26 @@ class Pace:
         before = self._now()
         await asyncio.sleep(0)
         now = self._now()
-        reads, times = self._reads(), interruptions()
+        reads, waits = self._reads(), waited()
         if reads != self._seen or now - before > SLICE:
             self._seen, self._loop_busy_until = reads, now + READERS_FOR
-        was_interrupted, self._interruptions = times != self._interruptions, times
-        if was_interrupted or now < self._loop_busy_until:
+        is_crowded, self._waited = waits - self._waited > CROWDED * worked, waits
+        if is_crowded or now < self._loop_busy_until:
             await asyncio.sleep(min(RESTS * worked, LONGEST_REST))
 
 
-def interruptions() -> int:
-    """How often this thread was made to wait by others that wanted the processor; 0 where that is not told."""
-    if resource is None:
-        return 0
-    switches: int = resource.getrusage(getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)).ru_nivcsw
-    return switches
+def waited() -> float:
+    """Seconds that this thread has had to wait for a processor since it began; 0.0 where that is not told."""
+    try:
+        file = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
+    except OSError:
+        return 0.0
+    try:
+        return int(os.read(file, 100).split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
+    finally:
+        os.close(file)
 
 
 __all__ = ["BATCH_KEYS", "Pace"]

@@ -160,10 +160,17 @@ def _cached(annotation: object) -> Serializer:
 
 
 def _plain(value: Any) -> bytes | None:
-    """A value as JSON, if JSON holds all of it."""
+    """A value as JSON, if JSON holds all of it.
+
+    What marshal takes is made of built-in types and nothing else, and of those that orjson takes, it gives all back as they were, but for
+    tuples and for floats that are no numbers, which come back as something else: equal is the same, here.
+    """
     try:
         seen = marshal.dumps(value, 2)
-        payload = orjson.dumps(value) if len(seen) < 5 * DEEP else _dumps(value)  # 5 bytes for each level, at least
+        if len(seen) < 5 * DEEP:  # 5 bytes for each level, at least
+            payload = orjson.dumps(value)
+            return payload if orjson.loads(payload) == value else None
+        payload = _dumps(value)
         return payload if marshal.dumps(orjson.loads(payload), 2) == seen else None
     except (TypeError, ValueError):
         return None
