@@ -193,6 +193,53 @@ def test_who_is_told_of_a_report_may_come_upon_a_cancelled_task(caplog):
     assert "on_report failed: it was cancelled" in caplog.text
 
 
+def test_a_run_that_counts_is_reported_whenever_the_job_ends():
+    """A plain on_report is called for each run that counts, also if the job is cancelled in that very moment."""
+
+    async def life(ticks: int) -> int:
+        heard: list[str] = []
+        over = asyncio.Event()
+
+        async def work(run: Run) -> str:
+            over.set()
+            return "a result"
+
+        job = far_job(work, takes=0.0, on_report=heard.append)
+        await over.wait()
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        await job.cancel()
+        assert len(heard) == job.runs, ticks
+        return job.runs
+
+    assert [virtually(lambda ticks=ticks: life(ticks)) for ticks in (0, 30)] == [0, 1]
+    for ticks in range(30):
+        virtually(lambda ticks=ticks: life(ticks))
+
+
+def test_who_is_told_of_a_report_is_heard_as_the_job_ends(caplog):
+    """What an on_report raises while it is cancelled is logged by the job."""
+
+    async def life() -> None:
+        told = unheard()
+
+        async def on_report(report: str) -> None:
+            try:
+                await asyncio.sleep(10)
+            finally:
+                raise ZeroDivisionError("no tables")
+
+        job = far_job(Work(), on_report=on_report)
+        await asyncio.sleep(1)
+        await job.cancel()
+        del job
+        gc.collect()
+        assert told == []
+
+    virtually(life)
+    assert "on_report failed: no tables" in caplog.text
+
+
 # Ended twice
 
 
