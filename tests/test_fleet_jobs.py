@@ -252,9 +252,9 @@ def test_after_the_server_has_lost_everything_it_is_run_within_a_poll(fleet: Fle
     fleet.wait("the first run", lambda: fleet.of("counted"))
     fleet.say("go", fleet.children[1:])  # nobody has been told that a run goes on, and asks when that is to have ended
     fleet.wait("all are waiting", lambda: len(fleet.of("scheduled")) == PROCESSES)
+    flushed = fleet.now()
     with valkey.client() as client:
         client.flushall()
-    flushed = fleet.now()
     fleet.wait("a second run", lambda: len(fleet.of("counted")) > 1, POLL + SLACK)
     first, second = fleet.of("begun")[:2]
     assert 0 <= second.time - flushed <= POLL + SLACK
