@@ -7,10 +7,14 @@ Invariants
 - Nothing is run without a claim that the store has granted. A store that does not answer is asked again, with a growing pause; meanwhile
   nothing runs, since what would be stored could not be.
 - A claim's token is kept until its fate is known, and given back if the job ends before that.
+- A claim's answer that took longer than a third of a lease is not used: the claim is made again, which renews it.
 - A run is a task of its own, beside which the lease is renewed; once it is lost, or nothing was heard for as long as it is good, the run is
   cancelled and does not count.
 - A run never overlaps another of the same job. Due times that it outlasts are left out; a failure is logged, and the next due time stays.
-- The job's task belongs to its manager, and ends before its engines do. In a fork it does nothing.
+- The job's task belongs to its manager, and ends before its engines do: after the work, and after who is told of its report. In a fork it
+  does nothing.
+- Whoever wants a run is told what came of it, or that the job has ended; from the moment in which that begins, so that what the job waits
+  for as it ends cannot wait for the job.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from aiocache_aura.errors import BackendError, CacheError, ConfigurationError
 from aiocache_aura.resilience.fail_safe import FaultLog
@@ -57,6 +61,7 @@ class Run:
 
 
 Work: TypeAlias = Callable[[Run], Awaitable[Any]]
+T = TypeVar("T")
 
 
 class Job:
@@ -91,7 +96,9 @@ class Job:
         self._seen, self._seen_at = 0, 0.0  # the store's clock, and the loop's when it was read
         self._next: int | None = None
         self._running = False
-        self._wanted: list[asyncio.Future[Any]] = []
+        self._wanted: list[asyncio.Future[Any]] = []  # by those whose run has not begun
+        self._untold: set[asyncio.Future[Any]] = set()  # these, and those whose run goes on
+        self._is_ending = False
         self._wake = asyncio.Event()
         self._pause = PAUSE_FIRST
         self._faults = FaultLog(log, clock=manager.settings.clock)
@@ -101,6 +108,7 @@ class Job:
         self._last_error: BaseException | None = None
         # In a context of its own: not in the tenant, bypass() or deferred() block of whoever schedules it.
         self._task = self._loop.create_task(self._live(), name=f"aiocache_aura job {name}", context=Context())
+        self._task.add_done_callback(self._dismiss)  # it may be cancelled before it has begun
         manager.own(self._task)
 
     def __repr__(self) -> str:
@@ -161,21 +169,25 @@ class Job:
             if self._loop.is_running() and not self._is_copy():
                 await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self.cancel(), self._loop))
             return
-        self._task.cancel()
+        if not self._is_ending:
+            self._dismiss()
+            self._task.cancel()
         await asyncio.wait({self._task})
 
     async def run_now(self) -> Any:
         """Run it without waiting until it is due, and return what the work returned.
 
         A run that is under way, here or elsewhere, is waited for; then this process runs it once more, for all who want it. What is due
-        next stays due. Raises what the work raises, and BackendError where the store does not answer.
+        next stays due. Raises what the work raises, BackendError where the store does not answer, and CacheError if the job ends before.
         """
         if asyncio.get_running_loop() is not self._loop:
             raise ConfigurationError(f"job {self._name!r} belongs to another event loop: call run_now() in that one")
-        if self._task.done():
+        if self._is_ending:
             raise CacheError(f"job {self._name!r} has ended; schedule it again")
         wanted: asyncio.Future[Any] = self._loop.create_future()
+        wanted.add_done_callback(self._told)
         self._wanted.append(wanted)
+        self._untold.add(wanted)
         self._wake.set()
         return await wanted
 
@@ -187,7 +199,7 @@ class Job:
                 await self._rest(await self._step())
         finally:
             self._running = False
-            self._tell(self._wanted, CacheError(f"job {self._name!r} has ended"))
+            self._dismiss()
             await self._give_back()
 
     async def _rest(self, seconds: float) -> None:
@@ -213,7 +225,7 @@ class Job:
         self._seen, self._seen_at = turn.now, self._loop.time()
         self._next = turn.at
         if turn.kind == "run":
-            return await self._run(turn, asked, wanted) if self._seen_at - asked < LEASE else 0.0
+            return await self._run(turn, asked, wanted) if self._seen_at - asked < RENEWED_EVERY else 0.0
         self._token = None
         return self._wait(turn)
 
@@ -233,27 +245,36 @@ class Job:
 
     async def _run(self, turn: Turn, asked: float, wanted: list[asyncio.Future[Any]]) -> float:
         """Run it beside renewals of its lease, and say what came of it; the seconds until the next one is due."""
-        self._wanted = self._wanted[len(wanted) :]
+        self._wanted = [one for one in self._wanted if one not in wanted]
         self._last_run, began = at(turn.now), self._loop.time()
         until_next = (self._schedule.after(turn.due, turn.now) - turn.now) / 1e6
         run = Run(self._name, at(turn.due), until_next, self._schedule.jitter, turn.took / 1e6)
         work = self._loop.create_task(_called(self._work, run), name=f"aiocache_aura run of {self._name}")
         self._running = True
         try:
-            held = await self._hold(work, asked)
-        except asyncio.CancelledError:
-            self._tell(wanted, CacheError(f"job {self._name!r} has ended"))
-            raise
-        finally:
-            await self._stop(work)
+            held = await self._until_over(work, self._hold(work, asked))
             self._running = False
-        seconds = await self._end(turn, self._loop.time() - began) if held else None
+            seconds = await self._end(turn, self._loop.time() - began) if held else None
+        except asyncio.CancelledError:
+            self._drop(work)
+            raise
         self._token = None
         if seconds is None:
+            self._drop(work)
             self._lose(wanted)
             return 0.0
         await self._report(work, wanted)
         return seconds
+
+    async def _until_over(self, task: asyncio.Task[Any], waiting: Awaitable[T]) -> T:
+        """Wait so for a task of the job's, and end it if the wait is over before: none is left running, however often that is cancelled."""
+        try:
+            return await waiting
+        except asyncio.CancelledError:
+            self._dismiss()
+            raise
+        finally:
+            await self._stop(task)
 
     async def _hold(self, work: asyncio.Task[Any], heard: float) -> bool:
         """Renew the lease until the work has ended; False once it is lost. `heard` is when the last request was sent that was answered."""
@@ -273,10 +294,24 @@ class Job:
                 if self._loop.time() - heard >= LEASE:
                     return False
 
-    async def _stop(self, work: asyncio.Task[Any]) -> None:
-        if not work.done():
-            work.cancel()
-            await asyncio.wait({work})
+    async def _stop(self, task: asyncio.Task[Any]) -> None:
+        cancelled: asyncio.CancelledError | None = None
+        if not task.done():
+            task.cancel()
+        while not task.done():
+            try:
+                await asyncio.wait({task})
+            except asyncio.CancelledError as error:
+                self._dismiss()
+                cancelled = error
+        if cancelled is not None:
+            raise cancelled
+
+    def _drop(self, work: asyncio.Task[Any]) -> None:
+        """A run does not count; that it failed, too, is told."""
+        error = None if work.cancelled() else work.exception()
+        if error is not None:
+            log.error("job %r failed in a run that does not count: %s: %s", self._name, type(error).__name__, error, exc_info=error)
 
     async def _end(self, turn: Turn, took: float) -> float | None:
         """Tell the store, for as long as it takes; the seconds until the next run, None if another process has taken this one over."""
@@ -310,12 +345,19 @@ class Job:
             if not one.done():
                 one.set_result(report)
         if self._on_report is not None:
-            try:
-                said = self._on_report(report)
-                if inspect.isawaitable(said):
-                    await said
-            except Exception as problem:
-                log.exception("job %r: on_report failed: %s", self._name, problem)
+            telling = self._loop.create_task(self._hand_on(report), name=f"aiocache_aura report of {self._name}")
+            await self._until_over(telling, asyncio.wait({telling}))
+            if telling.cancelled():
+                log.error("job %r: on_report failed: it was cancelled", self._name)
+
+    async def _hand_on(self, report: Any) -> None:
+        """A task of its own, as the work is: a cancellation that it comes upon, or takes no notice of, is not the job's."""
+        try:
+            said = self._on_report(report) if self._on_report is not None else None
+            if inspect.isawaitable(said):
+                await said
+        except Exception as problem:
+            log.exception("job %r: on_report failed: %s", self._name, problem)
 
     def _lose(self, wanted: list[asyncio.Future[Any]]) -> None:
         self._last_error = CacheError(
@@ -327,11 +369,21 @@ class Job:
     # The rest
 
     def _tell(self, wanted: list[asyncio.Future[Any]], error: BaseException) -> None:
+        self._wanted = [one for one in self._wanted if one not in wanted]
         for one in wanted:
             if not one.done():
                 one.set_exception(error)
-            if one in self._wanted:
-                self._wanted.remove(one)
+
+    def _told(self, wanted: asyncio.Future[Any]) -> None:
+        """Retrieved here, since whoever wanted it may have left."""
+        self._untold.discard(wanted)
+        if not wanted.cancelled():
+            wanted.exception()
+
+    def _dismiss(self, _: object = None) -> None:
+        """The job ends: tell all who want a run, and those who will."""
+        self._is_ending = True
+        self._tell(list(self._untold), CacheError(f"job {self._name!r} has ended"))
 
     def _known_token(self) -> bytes:
         assert self._token is not None

@@ -24,7 +24,7 @@ from aiocache_aura import BackendError, CacheManager, CachePolicy, Configuration
 from aiocache_aura.cache_warmer import CacheWarmer, schedule_cache_warming
 from aiocache_aura.context import identity
 from aiocache_aura.errors import CacheError
-from aiocache_aura.jobs import PATIENCE, PAUSE_MOST, POLL, Job, Run
+from aiocache_aura.jobs import PATIENCE, PAUSE_MOST, POLL, RENEWED_EVERY, Job, Run
 from aiocache_aura.schedules import Schedule, at
 from aiocache_aura.scheduling import MARGIN
 from aiocache_aura.stores.rota import LEASE, Rota
@@ -927,22 +927,24 @@ def test_a_claim_whose_answer_is_lost_is_made_again_with_its_token():
     virtually(life)
 
 
-def test_an_answer_that_took_a_lease_is_not_used():
-    """A claim that is answered so late that the lease may be over is made again before anything runs."""
+def test_an_answer_that_took_a_third_of_a_lease_is_not_used():
+    """A claim that is answered so late that its first renewal would be, too, is made again with its token before anything runs."""
 
     async def life() -> None:
-        work = Work()
+        work, tokens = Work(), []
         rota, (member,), (job,) = fleet_of(1, work)
-        verb, late = rota.claim, iter([LEASE, LEASE - 0.01])
+        verb, late = rota.claim, iter([LEASE, RENEWED_EVERY, RENEWED_EVERY - 0.01])
 
         async def slow(*args: Any, **options: Any) -> Any:
+            tokens.append(args[1])
             turn = await verb(*args, **options)
             await asyncio.sleep(next(late, 0.0))
             return turn
 
         member.jobs.__dict__["claim"] = slow
         await asyncio.sleep(10)
-        assert work.begun == pytest.approx([2 * LEASE - 0.01], abs=0.01)
+        assert work.begun == pytest.approx([LEASE + 2 * RENEWED_EVERY - 0.01], abs=0.01)
+        assert len(set(tokens)) == 1 and len(tokens) == 3
         await job.cancel()
 
     virtually(life)

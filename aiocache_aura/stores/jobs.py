@@ -15,7 +15,8 @@ A holder is known by its token: 16 random bytes, made for one attempt to run and
 What crosses, and why it is safe
 - The answer to a claim is lost: it is made again with the same token, and is answered with "run" again. If its maker has gone, the lease
   ends.
-- The answer to a claim comes late, and another has run meanwhile: what was asked `LEASE` ago is not used; the claim is made again.
+- The answer to a claim comes late, when another may have run meanwhile, or may be about to: what was asked a third of `LEASE` ago is not
+  used. The claim is made again with the same token, which begins the lease anew if it is still held.
 - The holder dies: its lease ends, and whoever asks next runs the same due time. Who was told "held" asks at the end of the lease, or when
   the next due time has come, whichever is sooner.
 - The holder pauses beyond its lease, and goes on: its renewal and its end are refused, since the token is another one, or none. It cancels
