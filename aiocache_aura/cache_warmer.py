@@ -45,7 +45,7 @@ from aiocache_aura.types import TTL, is_number, is_whole
 from aiocache_aura.warm_report import WarmProgress, WarmReport
 from aiocache_aura.warming import Run, Tally
 from aiocache_aura.warming_pace import Pace
-from aiocache_aura.warming_steps import Sessions, steps_of
+from aiocache_aura.warming_steps import Sessions, reading
 
 DB = TypeVar("DB")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -266,7 +266,7 @@ class CacheWarmer(Generic[DB]):
         for source in sources:
             run = Run(manager.caches[tally.cache_type], tally, pace, renewal, in_turn=source.lent is not None)
             try:
-                await run.take(partial(steps_of, source, self._sessions, tenant_id), source.tags)
+                await run.take(partial(reading, source, self._sessions, tenant_id), source.tags)
             except Exception as error:
                 has_failed = True
                 tally.note(f"{source.name}: {_told(error)}")

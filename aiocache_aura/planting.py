@@ -32,7 +32,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from aiocache_aura import keys
-from aiocache_aura.codecs.envelope import Entry, key_checksum, sealed
+from aiocache_aura.codecs.envelope import Entry, covered, key_checksum, sealed
 from aiocache_aura.entries import finite
 from aiocache_aura.errors import CacheError, ConfigurationError, SerializationError, ValueTooLargeError
 from aiocache_aura.events import Stored
@@ -142,6 +142,9 @@ class _Item(NamedTuple):
     bed: Bed
 
 
+_NOTHING: Final[tuple[bytes, float, float | None]] = b"", 0.0, None
+
+
 class Planting(Looking):
     """What stores in bulk. Every method may raise BackendError."""
 
@@ -165,7 +168,8 @@ class Planting(Looking):
         known = {bed for bed in beds if ground.covers(bed.scopes)}
         await self._tend(ground, beds, known)
         unsure = 0 if len(known) == len(beds) else sum(pair.bed not in known for pair in batch)
-        sure = [pair for pair in batch if pair.bed in known and pair.bed.terms.life]
+        lively = {bed for bed in known if bed.terms.life}
+        sure = batch if len(lively) == len(beds) else [pair for pair in batch if pair.bed in lively]
         if not sure:
             return Planted(0, 0, len(batch) - unsure, unsure, [], 0)
         scopes = tuple(dict.fromkeys(scope for bed in known for scope in bed.scopes))
@@ -213,6 +217,7 @@ class Planting(Looking):
         items: list[_Item] = []
         size = waiting = 0
         created, ids = self._time(), os.urandom(8 * len(wanted))
+        commons: dict[tuple[Bed, int], tuple[bytes, float, float | None]] = {}
         for n, (pair, seen) in enumerate(wanted):
             if n % AT_ONCE == AT_ONCE - 1:
                 await breathe()
@@ -224,10 +229,15 @@ class Planting(Looking):
             except (SerializationError, ValueTooLargeError) as error:
                 refused.append(error)
                 continue
-            ttl = jittered(terms.life, terms.jitter)
-            head = (codec, bed.flags, created, ttl, terms.stale, 0.0, terms.serializer.schema, fingerprint)
-            raw = sealed(ids[8 * n : 8 * n + 8], key_checksum(key), head, bed.extras, payload)
-            items.append(_Item(key, raw, finite(ttl + terms.stale), seen, ttl, bed))
+            common, ttl, life = commons.get((bed, codec), _NOTHING)
+            if not common:
+                ttl = jittered(terms.life, terms.jitter)
+                head = (codec, bed.flags, created, ttl, terms.stale, 0.0, terms.serializer.schema, fingerprint)
+                common, life = covered(head, bed.extras), finite(ttl + terms.stale)
+                if not terms.jitter:
+                    commons[bed, codec] = common, ttl, life
+            raw = sealed(ids[8 * n : 8 * n + 8], key_checksum(key), common, payload)
+            items.append(_Item(key, raw, life, seen, ttl, bed))
             waiting += len(raw)
             if waiting >= REQUEST_BYTES:
                 await self._store_some(items, ground, done)
@@ -238,7 +248,7 @@ class Planting(Looking):
 
     async def _store_some(self, items: Sequence[_Item], ground: Ground, done: list[int]) -> None:
         """Nothing is awaited between asking what was removed and writing: what is removed next is removed behind it, on the same lane."""
-        if ground.removed is not None:
+        if ground.removed:
             if ground.removed.is_full:
                 raise Voided("this process has deleted or set more keys than can be remembered while it ran")
             items = [item for item in items if item.key not in ground.removed]

@@ -23,6 +23,9 @@ class Removals:
     def __repr__(self) -> str:
         return f"<Removals {len(self._keys)} keys, {len(self._patterns)} patterns{', full' if self.is_full else ''}>"
 
+    def __bool__(self) -> bool:
+        return self.is_full or bool(self._keys or self._patterns)
+
     def __contains__(self, key: bytes) -> bool:
         return key in self._keys or any(matches(key) for matches in self._patterns)
 

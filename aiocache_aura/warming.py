@@ -24,9 +24,9 @@ import inspect
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager
 from contextvars import Context
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from aiocache_aura.clock import Clock
 from aiocache_aura.context import identity, warming_scope
@@ -40,7 +40,7 @@ from aiocache_aura.terms import Terms, fall_back
 from aiocache_aura.types import MISSING
 from aiocache_aura.warm_report import Ended, TypeReport, WarmProgress
 from aiocache_aura.warming_pace import BATCH_KEYS, Pace
-from aiocache_aura.warming_steps import Steps, close
+from aiocache_aura.warming_steps import Step, Steps, close
 
 log = logging.getLogger("aiocache_aura.warmer")
 
@@ -53,6 +53,8 @@ MOST_FAULTS: Final = 3  # batches in a row that the store did not take, after wh
 TELL_EACH: Final = 0.1  # seconds between two words of progress
 REMEMBERED: Final = 32
 PAUSES: Final = (0.1, 0.5)  # seconds between attempts of a call to have the store answer
+
+Reading: TypeAlias = Callable[[], AbstractAsyncContextManager[Steps]]
 
 
 class Tally:
@@ -128,7 +130,7 @@ class Run:
     def __repr__(self) -> str:
         return f"<Run of {self._tally.cache_type!r}{', over' if self.is_over else ''}>"
 
-    async def take(self, read: Callable[[], Steps], tags: Iterable[str]) -> None:
+    async def take(self, read: Reading, tags: Iterable[str]) -> None:
         """Store and load all that a source comes with; `read` begins a reading of it."""
         began = self._tally.mark()
         try:
@@ -162,18 +164,18 @@ class Run:
         _, terms = self._cache.place("any", tenant_aware=False, user_aware=False)
         await (await self._cache.engine()).capture(self._cache.name, scopes, terms.reach, self._ground)
 
-    async def _read(self, read: Callable[[], Steps]) -> None:
+    async def _read(self, read: Reading) -> None:
         with warming_scope(self):
-            async with aclosing(read()) as steps:
-                await self._drive(steps)
+            await self._drive(read)
 
-    async def _drive(self, steps: Steps) -> None:
+    async def _drive(self, read: Reading) -> None:
         failure: Exception | None = None
         pairs: list[Pair] = []
         try:
             async with asyncio.TaskGroup() as calls:
                 try:
-                    await self._take_all(steps, pairs, calls)
+                    async with read() as steps:
+                        await self._take_all(steps, pairs, calls)
                 except Exception as error:  # what it gave before is as good as ever
                     failure = error
                 except asyncio.CancelledError:
@@ -191,8 +193,10 @@ class Run:
 
     async def _take_all(self, steps: Steps, pairs: list[Pair], calls: asyncio.TaskGroup) -> None:
         n, most, now = 0, 1, self._now
-        async for item, context in steps:
-            n += 1
+        async for item in steps:
+            context, n = None, n + 1
+            if item.__class__ is Step:
+                item, context = item  # noqa: PLW2901
             if item.__class__ is not tuple and inspect.isawaitable(item):
                 await self._start(item, context, calls)
                 continue

@@ -1,6 +1,6 @@
 """What sources give, step by step, however they do: an async generator, one that a worker thread runs, a list or a mapping, or nothing.
 
-A step is what the source gave, and the context in which it did, None for the one of the task that asks.
+A step is what the source gave, in a `Step` with the context in which it did if that is another than that of the task that asks.
 
 Invariants
 - The session is opened for one reading of the source, and closed after it. An async source and its session live in the event loop; a plain
@@ -16,9 +16,9 @@ import functools
 import inspect
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, nullcontext
 from contextvars import Context, copy_context
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import anyio
 import anyio.from_thread
@@ -33,8 +33,14 @@ from aiocache_aura.sources import Source
 CHUNK: Final = 256  # steps of a plain generator
 CHUNK_SECONDS: Final = 0.05
 
-Step: TypeAlias = tuple[Any, Context | None]
-Steps: TypeAlias = AsyncGenerator[Step, None]
+Steps: TypeAlias = AsyncIterator[Any]
+
+
+class Step(NamedTuple):
+    """What a source gave, and in which context."""
+
+    item: Any
+    context: Context
 
 
 class Sessions:
@@ -57,20 +63,26 @@ class Sessions:
             yield self.db
 
 
-async def steps_of(source: Source, sessions: Sessions, tenant_id: Any) -> Steps:
-    """One reading of a source."""
+@asynccontextmanager
+async def reading(source: Source, sessions: Sessions, tenant_id: Any) -> AsyncIterator[Steps]:
+    """One reading of a source: its steps, for as long as the block is open."""
     in_loop = is_in_loop(source.function)
     own_thread = not in_loop and not source.makes_calls and sessions.are_made
     async with AsyncExitStack() as stack:
         db = await stack.enter_async_context(sessions.one()) if source.takes_db and not own_thread else None
         if in_loop:
             made = source.bound(db, tenant_id)()
-            given = _given(await made if inspect.isawaitable(made) else made)
+            steps = _given(await made if inspect.isawaitable(made) else made)
         else:
-            given = _pumped(_in_thread(source, sessions if own_thread else None, db, tenant_id))
-        steps = await stack.enter_async_context(aclosing(given))
-        async for item, context in steps:
-            yield source.step(item, db), context
+            steps = _pumped(_in_thread(source, sessions if own_thread else None, db, tenant_id))
+        await stack.enter_async_context(_closing(steps))
+        yield await stack.enter_async_context(aclosing(_calls(source, steps, db))) if source.makes_calls else steps
+
+
+async def _calls(source: Source, steps: Steps, db: Any) -> AsyncGenerator[Any, None]:
+    """The calls with what a source gave."""
+    async for step in steps:
+        yield step._replace(item=source.step(step.item, db)) if step.__class__ is Step else source.step(step, db)
 
 
 def is_in_loop(function: Callable[..., Any]) -> bool:
@@ -82,28 +94,27 @@ def is_in_loop(function: Callable[..., Any]) -> bool:
     return is_async(function) or is_async(inner) or any(inspect.isasyncgenfunction(one) for one in (function, inner, own))
 
 
-async def _given(made: Any) -> Steps:
+def _given(made: Any) -> Steps:
     """The steps in what a source gave, in the event loop; a plain generator is run in a thread."""
-    if made is None:
-        return
     if hasattr(made, "__aiter__"):
-        async with AsyncExitStack() as stack:
-            if hasattr(made, "aclose"):
-                await stack.enter_async_context(aclosing(made))
-            async for item in made:
-                yield item, None
-    elif hasattr(made, "__next__"):
-        async with aclosing(_pumped(lambda pump: call_plain(pump.feed, made))) as steps:
-            async for step in steps:
-                yield step
-    else:
-        items = iterated(made)
-        try:
-            for item in items:
-                yield item, None
-        finally:
-            for item in items:
-                close(item)
+        steps: Steps = made
+        return steps
+    if hasattr(made, "__next__"):
+        return _pumped(lambda pump: call_plain(pump.feed, made))
+    return _listed(iterated(() if made is None else made))
+
+
+def _closing(steps: Any) -> AbstractAsyncContextManager[Any]:
+    return aclosing(steps) if hasattr(steps, "aclose") else nullcontext()
+
+
+async def _listed(items: Iterator[Any]) -> AsyncGenerator[Any, None]:
+    try:
+        for item in items:
+            yield item
+    finally:
+        for item in items:
+            close(item)
 
 
 def iterated(made: Any) -> Iterator[Any]:
@@ -141,7 +152,7 @@ class _Pump:
     """What a plain generator gives in its thread, on its way to the event loop: one chunk waits there, one is made."""
 
     def __init__(self) -> None:
-        self._chunks: deque[list[Step]] = deque()
+        self._chunks: deque[list[Any]] = deque()
         self._now = asyncio.get_running_loop().time
         self._room, self._news = asyncio.Semaphore(1), asyncio.Event()
         self._is_stopped = False
@@ -150,10 +161,10 @@ class _Pump:
 
     def feed(self, steps: Iterator[Any]) -> None:
         """Run a generator to its end."""
-        ours, chunk, since = identity.get(), list[Step](), self._now()
+        ours, chunk, since = identity.get(), list[Any](), self._now()
         try:
             for item in steps:
-                chunk.append((item, None if identity.get() == ours and not inspect.isawaitable(item) else copy_context()))
+                chunk.append(item if identity.get() == ours and not inspect.isawaitable(item) else Step(item, copy_context()))
                 if len(chunk) >= CHUNK or self._now() - since > CHUNK_SECONDS:
                     given, chunk = chunk, []
                     self._hand_over(given)
@@ -164,7 +175,7 @@ class _Pump:
             if chunk:
                 self._hand_over(chunk)
 
-    def _hand_over(self, chunk: list[Step]) -> None:
+    def _hand_over(self, chunk: list[Any]) -> None:
         try:
             anyio.from_thread.run(self._put, chunk)
         except BaseException:
@@ -173,7 +184,7 @@ class _Pump:
 
     # In the loop
 
-    async def _put(self, chunk: list[Step]) -> None:
+    async def _put(self, chunk: list[Any]) -> None:
         await self._room.acquire()
         if self._is_stopped:
             self._room.release()
@@ -181,7 +192,7 @@ class _Pump:
         self._chunks.append(chunk)
         self._news.set()
 
-    async def take(self, thread: asyncio.Task[Any]) -> list[Step]:
+    async def take(self, thread: asyncio.Task[Any]) -> list[Any]:
         """The next chunk; an empty one once the thread is done."""
         while not self._chunks and not thread.done():
             self._news.clear()
@@ -204,15 +215,15 @@ class _Pump:
             close_all(chunk)
 
 
-def close_all(chunk: Iterable[Step]) -> None:
-    for item, _ in chunk:
-        close(item)
+def close_all(chunk: Iterable[Any]) -> None:
+    for step in chunk:
+        close(step.item if step.__class__ is Step else step)
 
 
-async def _pumped(run: Callable[[_Pump], Awaitable[Any]]) -> Steps:
+async def _pumped(run: Callable[[_Pump], Awaitable[Any]]) -> AsyncGenerator[Any, None]:
     """The steps that a thread feeds, then those in what it returns."""
     pump = _Pump()
-    chunk: list[Step] = []
+    chunk: list[Any] = []
     thread = asyncio.get_running_loop().create_task(_run(run, pump))
     thread.add_done_callback(pump.wake)
     try:
@@ -227,7 +238,8 @@ async def _pumped(run: Callable[[_Pump], Awaitable[Any]]) -> Steps:
             let_go(thread.result())
         raise
     await pump.stop(thread)
-    async with aclosing(_given(thread.result())) as steps:
+    steps = _given(thread.result())
+    async with _closing(steps):
         async for step in steps:
             yield step
 

@@ -79,11 +79,14 @@ def seal(checksum: int, entry: Entry) -> bytes:
     return _FRONT.pack(MAGIC, VERSION, os.urandom(8), crc32(body, checksum)) + body
 
 
-def sealed(
-    entry_id: bytes, checksum: int, head: tuple[int, int, float, float, float, float, int, bytes], extras: bytes, payload: bytes
-) -> bytes:
-    """As `seal`, for many at once: `head` is codec, flags, created, ttl, stale, cost, schema, fingerprint; the id, 8 random bytes."""
-    body = b"".join((_COVERED.pack(*head, len(extras)), extras, payload))
+def covered(head: tuple[int, int, float, float, float, float, int, bytes], extras: bytes) -> bytes:
+    """What entries that are sealed together have in common: codec, flags, created, ttl, stale, cost, schema, fingerprint; extras."""
+    return _COVERED.pack(*head, len(extras)) + extras
+
+
+def sealed(entry_id: bytes, checksum: int, common: bytes, payload: bytes) -> bytes:
+    """As `seal`, for many at once: `common` is `covered(...)`, the id are 8 random bytes."""
+    body = common + payload
     return _FRONT.pack(MAGIC, VERSION, entry_id, crc32(body, checksum)) + body
 
 

@@ -32,7 +32,7 @@ from aiocache_aura.stores.notes import RedisNotes
 from aiocache_aura.stores.probes import RedisProbes
 from aiocache_aura.stores.replies import STRINGS, refused
 from aiocache_aura.stores.requests import Writes
-from aiocache_aura.stores.scripts import EXPIRE, FILL, PERMIT, PLANT, SOFTEN, STORE_IF, life_ms, token_lives
+from aiocache_aura.stores.scripts import EXPIRE, FILL, FOR_EVER, PERMIT, PLANT, SOFTEN, STORE_IF, life_ms, token_lives
 from aiocache_aura.stores.statistics import Connection
 
 Found: TypeAlias = tuple[bytes | None, Tokens]
@@ -297,7 +297,9 @@ class RedisPort:
         if not items:
             return []
         # Not to be repeated: a second SET NX could undo a delete.
-        replies = await self._writes.run([_planted(*item) for item in items], timeout=timeout, patient=True)
+        lives = {life: life_ms(life) for life in {item[2] for item in items}}
+        commands = [_planted(key, raw, lives[life], seen) for key, raw, life, seen in items]
+        replies = await self._writes.run(commands, timeout=timeout, patient=True)
         return [reply is not None and reply != 0 for reply in replies]
 
     async def delete(self, keys: Sequence[bytes], *, timeout: float) -> int:
@@ -365,11 +367,11 @@ class RedisPort:
         return removed
 
 
-def _planted(key: bytes, raw: bytes, life: float | None, seen: bytes | None) -> Command:
+def _planted(key: bytes, raw: bytes, ms: int, seen: bytes | None) -> Command:
     """Write where nothing is, in a plain command, which costs the server a fifth of a script; or in the place of what was seen."""
     if seen is not None:
-        return EXPIRE.run((key,), seen[FRONT], raw, life_ms(life), "there")
-    return ("SET", key, raw, "NX") if life is None else ("SET", key, raw, "PX", life_ms(life), "NX")
+        return EXPIRE.run((key,), seen[FRONT], raw, ms, "there")
+    return ("SET", key, raw, "PX", ms, "NX") if ms != FOR_EVER else ("SET", key, raw, "NX")
 
 
 def _plant(scopes: Sequence[bytes], life: float | None) -> Iterator[Command]:

@@ -56,7 +56,10 @@ class Writes:
         that had to be sent again."""
         deadline = asyncio.get_running_loop().time() + timeout
         replies = await self._ask(commands, timeout, repeatable, patient, written)
-        missing = [at for at, reply in enumerate(replies) if isinstance(reply, Exception) and code_of(reply) == "NOSCRIPT"]
+        failed = [at for at, reply in enumerate(replies) if isinstance(reply, Exception)]
+        if not failed:
+            return replies
+        missing = [at for at in failed if code_of(replies[at]) == "NOSCRIPT"]
         if missing:
             again = [*missing, *range(len(commands) - last, len(commands))]
             answers = await self._with_scripts([commands[at] for at in again], deadline, repeatable, written)
