@@ -53,7 +53,7 @@ class Histogram:
     def percentile(self, percent: float) -> float:
         """Seconds that so many percent took at most; 0.0 of nothing."""
         rank, passed = max(math.ceil(self.count * percent / 100), 1), 0
-        for bucket, n in sorted(self.buckets.items()):
+        for bucket, n in sorted(dict(self.buckets).items()):
             passed += n
             if passed >= rank:
                 return bound(bucket) / 10 ** (0.5 / PER_DECADE)
@@ -61,7 +61,8 @@ class Histogram:
 
     def below(self, bounds: Iterable[float]) -> list[int]:
         """How many took at most so long, for each of some bounds in seconds: exact where they are bounds of buckets."""
-        return [sum(n for bucket, n in self.buckets.items() if bound(bucket) <= limit * (1 + 1e-9)) for limit in bounds]
+        buckets = dict(self.buckets)
+        return [sum(n for bucket, n in buckets.items() if bound(bucket) <= limit * (1 + 1e-9)) for limit in bounds]
 
     def copy(self) -> Histogram:
         return Histogram(self.buckets, self.total)

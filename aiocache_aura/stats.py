@@ -117,7 +117,7 @@ class Counts:
     def differs(self, earlier: Counts) -> bool:
         """Whether anything has been counted since these counters were as `earlier`."""
         return any(getattr(self, name) != getattr(earlier, name) for name in INTS) or (
-            self.evictions != earlier.evictions or any(took.count != _count(earlier, name) for name, took in list(self.times.items()))
+            self.evictions != earlier.evictions or any(took.count != _count(earlier, name) for name, took in dict(self.times).items())
         )
 
     def plus(self, other: Counts) -> Counts:
@@ -139,7 +139,7 @@ class Counts:
         for ours, theirs in ((self.by_error, other.by_error), (self.evictions, other.evictions)):
             for name, n in dict(theirs).items():
                 ours[name] = ours.get(name, 0) + n
-        for operation, histogram in list(other.times.items()):
+        for operation, histogram in dict(other.times).items():
             mine = self.times.get(operation)
             self.times[operation] = histogram.copy() if mine is None else mine.plus(histogram)
 
@@ -150,7 +150,7 @@ class Counts:
             setattr(made, name, max(getattr(self, name) - getattr(earlier, name), 0))
         made.by_error = _taken(self.by_error, earlier.by_error)
         made.evictions = _taken(self.evictions, earlier.evictions)
-        for operation, histogram in list(self.times.items()):
+        for operation, histogram in dict(self.times).items():
             made.times[operation] = histogram.minus(earlier.times.get(operation, _NONE))
         return made
 

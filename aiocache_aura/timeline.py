@@ -50,7 +50,7 @@ class Timeline:
             if now < self.due:
                 return None
             end = max(self._since, self._touched)
-            hits = {name: self._closed(name, counts, end, now) for name, counts in list(self._counts.items())}
+            hits = {name: self._closed(name, counts, end, now) for name, counts in dict(self._counts).items()}
             self._since, self.due = max(now, end), now + SLOT
             return hits
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from aiocache_aura.errors import BackendError, SerializationError
 from aiocache_aura.events import Evicted, Fault, Invalidated, SlowOperation
 from aiocache_aura.generations import Address
 from aiocache_aura.recorder import ALL_TIMED, MOST_SLOW, Recorder
-from aiocache_aura.stats import INTS
+from aiocache_aura.stats import INTS, Counts
 from aiocache_aura.terms import Terms
 from aiocache_aura.timeline import DAY, SLOT
 from aiocache_aura.warm_report import TypeReport
@@ -191,6 +192,55 @@ class TestThreads:
         sys.setswitchinterval(5e-6)
         yield
         sys.setswitchinterval(usual)
+
+    def test_a_collection_of_garbage_in_the_middle(self, recorder: Recorder, clock: ManualClock) -> None:
+        """It may let another thread count something new, or finalisers do: wherever it comes, nobody who reads is given an error."""
+        for n in range(30):
+            for operation in range(30):
+                recorder.counts(f"type{n}").took(f"operation{operation}", 0.001)
+        earlier, found = recorder.total("type0"), []
+
+        def count(phase: str, info: dict[str, int]) -> None:
+            turns[0] += 1
+            if len(found) >= left[0] or turns[0] % 3:
+                return
+            found.append(phase)
+            counts = recorder.counts("type0")
+            counts.took(f"new{len(found)}", 0.001)
+            counts.took("operation0", 1e-6 * 1.01 ** len(found))
+            recorder.fault("type0", type(f"Error{len(found)}", (Exception,), {})())
+            recorder.evicted("type0", f"reason{len(found)}")
+            recorder.counts(f"new{len(found)}")
+
+        counts, left, turns, held = recorder.counts("type0"), [0], [0], []
+        reads: list[Callable[[], object]] = [
+            lambda: recorder.window("type0", 60),
+            recorder.reads,
+            lambda: repr(recorder._timeline),
+            lambda: recorder.total("type0"),
+            lambda: counts.differs(Counts()),
+            lambda: counts.minus(earlier),
+            lambda: Counts().absorb(counts),
+            counts.snapshot,
+            lambda: counts.times["operation0"].percentile(99),
+            lambda: counts.times["operation0"].below([0.1, 1.0]),
+        ]
+        usual = gc.get_threshold()
+        gc.callbacks.append(count)
+        gc.freeze()
+        gc.set_threshold(3, 1000, 1000)
+        try:
+            for read in reads:
+                for _ in range(3):
+                    clock.advance(LATER)
+                    held.append([(n, n) for n in range(3000)])  # the interpreter has no pair left, so a new one may have it collect
+                    left[0] = len(found) + 50
+                    read()
+        finally:
+            gc.set_threshold(*usual)
+            gc.callbacks.remove(count)
+            gc.unfreeze()
+        assert len(found) >= len(reads)
 
     def test_nobody_is_given_an_error_and_nothing_is_told_twice(self, recorder: Recorder, clock: ManualClock) -> None:
         """Four threads count, each a type of its own exactly, and all of them one; three ask. A day's window is what was counted."""
