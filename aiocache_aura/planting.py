@@ -3,13 +3,15 @@
 A warmer's values come from a query that began long before they are stored, and nobody asked for them; so they give way to everything.
 
     capture   before the source is opened: the generations that its entries will depend on, planted where they are missing (M6)
-    look      of each batch, in one round trip: what is stored under the keys, and the generations as they are now. What a read would be
+    look      at each batch, in one round trip: what is stored under the keys, and the generations as they are now. What a read would be
               given, and is not due, or is younger than the source, is left as it is
-    store     in one round trip: where nothing was seen, if there still is nothing; where something was seen, if it still is that
+    store     in one round trip: where nothing was seen, if there still is nothing; where something was seen, if it still is that. The
+              answer has the generations as they are behind it
+    at once   where little or nothing was there of the batch before: store without a look, where there is nothing; then look at what is left
 
 Invariants
 - Entries carry generations that were captured before the source began to read: an invalidation since then makes them match nothing,
-  whenever they are stored (P3). A batch whose look finds other ones is not stored at all: the source is `Voided`, and begins again.
+  whenever they are stored (P3). As soon as a look or the answer to a store has other ones, the source is `Voided`, and begins again.
 - A scope that is first named with a value (a tenant, a tag) was not captured in time: what depends on it is left for a second reading of
   the source, which begins after the capture.
 - What was stored since the look, by a user's load or `set`, is younger than ours and stays; so does what was stored since the source
@@ -34,7 +36,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from aiocache_aura import keys
 from aiocache_aura.codecs.envelope import Entry, covered, key_checksum, sealed
 from aiocache_aura.entries import finite
-from aiocache_aura.errors import CacheError, ConfigurationError, SerializationError, ValueTooLargeError
+from aiocache_aura.errors import BackendError, CacheError, ConfigurationError, SerializationError, ValueTooLargeError
 from aiocache_aura.events import Stored
 from aiocache_aura.freshness import Standing
 from aiocache_aura.generations import Address
@@ -139,7 +141,30 @@ class _Item(NamedTuple):
     life: float | None
     seen: bytes | None
     ttl: float
-    bed: Bed
+    pair: Pair
+
+
+class _Sowing:
+    """A batch that is being stored, and what has become of it. Its entries carry the generations as they were captured."""
+
+    __slots__ = ("_tokens", "ground", "loaded", "refreshed", "refused", "scopes", "size")
+
+    def __init__(self, ground: Ground, scopes: Scopes) -> None:
+        self.ground, self.scopes = ground, scopes
+        self._tokens = Tokens({scope: ground.tokens[scope] for scope in scopes})
+        self.loaded = self.refreshed = self.size = 0
+        self.refused: list[Exception] = []
+
+    def fingerprint(self, scopes: Scopes) -> bytes:
+        fingerprint = self._tokens.fingerprint(scopes)
+        if fingerprint is None:
+            raise BackendError("the server does not keep generations; is its memory full?")
+        return fingerprint
+
+    def check(self, tokens: Tokens) -> None:
+        """Raises Voided if generations are not what was captured."""
+        if any(tokens.found[scope] != self._tokens.found[scope] for scope in self.scopes):
+            raise Voided("what its entries depend on was invalidated, or evicted, while it ran")
 
 
 _NOTHING: Final[tuple[bytes, float, float | None]] = b"", 0.0, None
@@ -162,31 +187,37 @@ class Planting(Looking):
         if scopes:
             into.update((await self._port.generations(scopes, life=finite(ground.life), timeout=PATIENCE)).found)
 
-    async def plant(self, batch: Sequence[Pair], ground: Ground, renewal: Renewal, breathe: Breathe) -> Planted:
-        """Store what is not there or due; raises Voided if a captured generation is not what it was. `breathe` lets others go on."""
+    async def plant(self, batch: Sequence[Pair], ground: Ground, renewal: Renewal, breathe: Breathe, *, at_once: bool = False) -> Planted:
+        """Store what is not there or due; raises Voided if a captured generation is not what it was. `breathe` lets others go on.
+
+        `at_once`: most of it is not there, it seems, so store where there is nothing, and look at what is left.
+        """
         beds = dict.fromkeys(pair.bed for pair in batch)
         known = {bed for bed in beds if ground.covers(bed.scopes)}
         await self._tend(ground, beds, known)
         unsure = 0 if len(known) == len(beds) else sum(pair.bed not in known for pair in batch)
         lively = {bed for bed in known if bed.terms.life}
         sure = batch if len(lively) == len(beds) else [pair for pair in batch if pair.bed in lively]
-        if not sure:
-            return Planted(0, 0, len(batch) - unsure, unsure, [], 0)
         scopes = tuple(dict.fromkeys(scope for bed in known for scope in bed.scopes))
-        there, tokens = await self._port.look([pair.key for pair in sure], scopes, timeout=PATIENCE)
-        if any(tokens.found[scope] != ground.tokens[scope] for scope in scopes):
-            raise Voided("what its entries depend on was invalidated, or evicted, while it ran")
-        wanted = []
-        for n, (pair, seen) in enumerate(zip(sure, there, strict=True)):
-            if seen is not None:
-                if n % AT_ONCE == AT_ONCE - 1:
-                    await breathe()
-                if await self._is_kept(pair, seen, tokens, ground, renewal):
-                    continue
-            wanted.append((pair, seen))
-        loaded, refreshed, refused, size = await self._store_all(wanted, tokens, ground, breathe)
-        skipped = len(batch) - unsure - loaded - refreshed - len(refused)
-        return Planted(loaded, refreshed, skipped, unsure, refused, max(size, sum(len(raw) for raw in there if raw is not None)))
+        sowing = _Sowing(ground, scopes)
+        if at_once and sure:
+            sure = await self._store_all([(pair, None) for pair in sure], sowing, breathe)
+        there: list[bytes | None] = []
+        if sure:
+            there, tokens = await self._port.look([pair.key for pair in sure], scopes, timeout=PATIENCE)
+            sowing.check(tokens)
+            wanted = []
+            for n, (pair, seen) in enumerate(zip(sure, there, strict=True)):
+                if seen is not None:
+                    if n % AT_ONCE == AT_ONCE - 1:
+                        await breathe()
+                    if await self._is_kept(pair, seen, tokens, ground, renewal):
+                        continue
+                wanted.append((pair, seen))
+            await self._store_all(wanted, sowing, breathe)
+        skipped = len(batch) - unsure - sowing.loaded - sowing.refreshed - len(sowing.refused)
+        size = max(sowing.size, sum(len(raw) for raw in there if raw is not None))
+        return Planted(sowing.loaded, sowing.refreshed, skipped, unsure, sowing.refused, size)
 
     async def _tend(self, ground: Ground, beds: Iterable[Bed], known: set[Bed]) -> None:
         """Have the generations live long enough, and those captured that are named for the first time."""
@@ -208,69 +239,68 @@ class Planting(Looking):
         if new:
             await self._hold(ground, new, ground.new)
 
-    async def _store_all(
-        self, wanted: Sequence[tuple[Pair, bytes | None]], tokens: Tokens, ground: Ground, breathe: Breathe
-    ) -> tuple[int, int, list[Exception], int]:
-        """Encode and store, in requests of bounded size: (stored anew, in the place of another, refused, bytes)."""
-        refused: list[Exception] = []
-        done = [0, 0]
+    async def _store_all(self, wanted: Sequence[tuple[Pair, bytes | None]], sowing: _Sowing, breathe: Breathe) -> list[Pair]:
+        """Encode and store, in requests of bounded size; what was not stored, since something else is there."""
+        left: list[Pair] = []
         items: list[_Item] = []
-        size = waiting = 0
+        waiting = 0
         created, ids = self._time(), os.urandom(8 * len(wanted))
         commons: dict[tuple[Bed, int], tuple[bytes, float, float | None]] = {}
         for n, (pair, seen) in enumerate(wanted):
             if n % AT_ONCE == AT_ONCE - 1:
                 await breathe()
             key, value, bed = pair
-            terms, fingerprint = bed.terms, tokens.fingerprint(bed.scopes)
-            assert fingerprint is not None  # what was captured is there
+            terms = bed.terms
             try:
                 codec, payload = self._encode_explicit(terms, value)
             except (SerializationError, ValueTooLargeError) as error:
-                refused.append(error)
+                sowing.refused.append(error)
                 continue
             common, ttl, life = commons.get((bed, codec), _NOTHING)
             if not common:
                 ttl = jittered(terms.life, terms.jitter)
-                head = (codec, bed.flags, created, ttl, terms.stale, 0.0, terms.serializer.schema, fingerprint)
+                head = (codec, bed.flags, created, ttl, terms.stale, 0.0, terms.serializer.schema, sowing.fingerprint(bed.scopes))
                 common, life = covered(head, bed.extras), finite(ttl + terms.stale)
                 if not terms.jitter:
                     commons[bed, codec] = common, ttl, life
             raw = sealed(ids[8 * n : 8 * n + 8], key_checksum(key), common, payload)
-            items.append(_Item(key, raw, life, seen, ttl, bed))
+            items.append(_Item(key, raw, life, seen, ttl, pair))
             waiting += len(raw)
             if waiting >= REQUEST_BYTES:
-                await self._store_some(items, ground, done)
-                size, waiting, items = size + waiting, 0, []
-        size += waiting
-        await self._store_some(items, ground, done)
-        return done[0], done[1], refused, size
+                left += await self._store_some(items, sowing)
+                sowing.size, waiting, items = sowing.size + waiting, 0, []
+        sowing.size += waiting
+        left += await self._store_some(items, sowing)
+        return left
 
-    async def _store_some(self, items: Sequence[_Item], ground: Ground, done: list[int]) -> None:
+    async def _store_some(self, items: Sequence[_Item], sowing: _Sowing) -> list[Pair]:
         """Nothing is awaited between asking what was removed and writing: what is removed next is removed behind it, on the same lane."""
-        if ground.removed:
-            if ground.removed.is_full:
+        removed = sowing.ground.removed
+        if removed:
+            if removed.is_full:
                 raise Voided("this process has deleted or set more keys than can be remembered while it ran")
-            items = [item for item in items if item.key not in ground.removed]
+            items = [item for item in items if item.key not in removed]
         if not items:
-            return
+            return []
         started = self._monotonic()
-        written = await self._port.plant([item[:4] for item in items], timeout=PATIENCE)
+        written, tokens = await self._port.plant([item[:4] for item in items], sowing.scopes, timeout=PATIENCE)
+        sowing.check(tokens)
         stored = [item for item, is_written in zip(items, written, strict=True) if is_written]
         again = sum(item.seen is not None for item in stored)
-        done[0] += len(stored) - again
-        done[1] += again
+        sowing.loaded += len(stored) - again
+        sowing.refreshed += again
         now = self._monotonic()
         seconds = now - started
         self._recorder.touch(now)
         for item in stored:
-            item.bed.terms.counts.sets += 1
+            item.pair.bed.terms.counts.sets += 1
         if stored:
-            stored[0].bed.terms.counts.took("set", seconds)
+            stored[0].pair.bed.terms.counts.took("set", seconds)
         if self._events.wants(Stored):
             for item in stored:
-                told = self._told(item.bed.address(item.key))
+                told = self._told(item.pair.bed.address(item.key))
                 self._events.tell(Stored(**told, seconds=seconds, size=len(item.raw), ttl=item.ttl))
+        return [item.pair for item, is_written in zip(items, written, strict=True) if not is_written]
 
     async def _is_kept(self, pair: Pair, seen: bytes, tokens: Tokens, ground: Ground, renewal: Renewal) -> bool:
         """Whether what is there is younger than the source, or a read would be given it and it is not due."""

@@ -45,6 +45,7 @@ from aiocache_aura.warming_steps import Step, Steps, close
 log = logging.getLogger("aiocache_aura.warmer")
 
 BATCH_FIRST: Final = 16
+COLD: Final = 0.9  # of a batch was stored anew: the next one is stored without a look
 BATCH_BYTES: Final = 64 * 1024
 GATHERED_FOR: Final = 0.25  # seconds after which a batch is planted, full or not
 LOOKED_AT: Final = 8  # steps between two looks at the time
@@ -121,7 +122,7 @@ class Run:
         self._ground = Ground()
         self._only: frozenset[bytes] | None = None  # in a second reading, the scopes whose pairs are meant
         self._bed: tuple[object, Bed] | None = None
-        self._size, self._faults = BATCH_FIRST, 0
+        self._size, self._faults, self._is_cold = BATCH_FIRST, 0, False
         self._waiting: dict[int, Awaitable[Any]] = {}
         self._counted: deque[BaseException] = deque(maxlen=REMEMBERED)
         self._since = self._gathered_at = self._now()
@@ -237,7 +238,8 @@ class Run:
             return
         distinct = list({pair.key: pair for pair in batch}.values())  # the last of a key
         try:
-            done = await (await self._cache.engine()).plant(distinct, self._ground, self._renewal, self.breathe)
+            engine = await self._cache.engine()
+            done = await engine.plant(distinct, self._ground, self._renewal, self.breathe, at_once=self._is_cold)
         except BackendError as error:
             self._faults += 1
             self._tally.fail(error, keys=len(batch))
@@ -245,6 +247,7 @@ class Run:
                 raise
             return
         self._faults = 0
+        self._is_cold = done.loaded >= COLD * len(distinct)
         self._tally.skipped += len(batch) - len(distinct)
         self._count(done, len(distinct))
         await self._pace.keys(done.loaded + done.refreshed)

@@ -222,8 +222,8 @@ class Port(Holder):
     async def look(self, keys: Any, scopes: Any, **options: Any) -> Any:
         return await self._ask("look", keys, scopes, **options)
 
-    async def plant(self, items: Any, **options: Any) -> Any:
-        return await self._ask("plant", items, **options)
+    async def plant(self, items: Any, scopes: Any, **options: Any) -> Any:
+        return await self._ask("plant", items, scopes, **options)
 
     async def delete(self, keys: Any, **options: Any) -> Any:
         return await self._ask("delete", keys, **options)

@@ -311,12 +311,13 @@ def flush(server: Server) -> Callable[[], object]:
 
 async def test_histories_reach_what_they_are_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs store, renew, leave, are voided and are read a second time; some things are removed while they run."""
-    seen = dict.fromkeys(["loaded", "refreshed", "skipped", "unsure", "voided", "removed"], 0)
+    seen = dict.fromkeys(["loaded", "refreshed", "skipped", "unsure", "voided", "removed", "at once", "looked"], 0)
     plant, contains = Planting.plant, Removals.__contains__
 
-    async def noting(self: Planting, *args: Any) -> Planted:
+    async def noting(self: Planting, *args: Any, at_once: bool) -> Planted:
+        seen["at once" if at_once else "looked"] += 1
         try:
-            done = await plant(self, *args)
+            done = await plant(self, *args, at_once=at_once)
         except planting.Voided:
             seen["voided"] += 1
             raise
@@ -341,34 +342,21 @@ async def test_histories_reach_what_they_are_for(monkeypatch: pytest.MonkeyPatch
 def captured_behind_the_source(patch: pytest.MonkeyPatch) -> None:
     real = Planting.plant
 
-    async def plant(self: Planting, batch: Sequence[Pair], ground: Ground, *rest: Any) -> Planted:
+    async def plant(self: Planting, batch: Sequence[Pair], ground: Ground, *rest: Any, **options: Any) -> Planted:
         removed = ground.removed
         await self.capture("menu", (), ground.life, ground)
         ground.removed = removed
-        return await real(self, batch, ground, *rest)
+        return await real(self, batch, ground, *rest, **options)
 
     patch.setattr(Planting, "plant", plant)
 
 
 def generations_are_not_compared(patch: pytest.MonkeyPatch) -> None:
-    real = Planting.plant
+    def check(self: planting._Sowing, tokens: Tokens) -> None:
+        if not tokens.missing(tokens.found):  # else it has nothing to store with
+            self._tokens = tokens
 
-    async def plant(self: Planting, batch: Sequence[Pair], ground: Ground, *rest: Any) -> Planted:
-        look = self._port.look
-
-        async def looking(*args: Any, **options: Any) -> tuple[list[bytes | None], Tokens]:
-            there, tokens = await look(*args, **options)
-            if not tokens.missing(tokens.found):  # else it has nothing to store with
-                ground.tokens.update(tokens.found)
-            return there, tokens
-
-        self._port.look = looking  # type: ignore[method-assign]
-        try:
-            return await real(self, batch, ground, *rest)
-        finally:
-            del self._port.look
-
-    patch.setattr(Planting, "plant", plant)
+    patch.setattr(planting._Sowing, "check", check)
 
 
 def stored_over_whatever_is_there(patch: pytest.MonkeyPatch) -> None:
@@ -412,10 +400,10 @@ def removals_are_asked_for_before_the_look(patch: pytest.MonkeyPatch) -> None:
     real, contains = Planting.plant, Removals.__contains__
     before: dict[bytes, bool] = {}
 
-    async def plant(self: Planting, batch: Sequence[Pair], ground: Ground, *rest: Any) -> Planted:
+    async def plant(self: Planting, batch: Sequence[Pair], ground: Ground, *rest: Any, **options: Any) -> Planted:
         if ground.removed is not None:
             before.update({pair.key: contains(ground.removed, pair.key) for pair in batch})
-        return await real(self, batch, ground, *rest)
+        return await real(self, batch, ground, *rest, **options)
 
     patch.setattr(Planting, "plant", plant)
     patch.setattr(Removals, "__contains__", lambda self, key: before[key])

@@ -545,10 +545,10 @@ class TestEnding:
         warmer, engine, failing = CacheWarmer(manager=manager), await manager.engine(), [True, False, True, True, True]
         plant = engine._port.plant
 
-        async def failing_plant(items: Any, *, timeout: float) -> Any:
+        async def failing_plant(items: Any, scopes: Any, *, timeout: float) -> Any:
             if failing.pop(0):
                 raise BackendError("not now")
-            return await plant(items, timeout=timeout)
+            return await plant(items, scopes, timeout=timeout)
 
         engine._port.plant = failing_plant
 

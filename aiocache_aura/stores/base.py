@@ -459,8 +459,11 @@ class Port(Protocol):
         """What is stored under the keys, and the tokens of `scopes`: a lookup that no reader waits for."""
         ...
 
-    async def plant(self, items: Sequence[tuple[bytes, bytes, float | None, bytes | None]], *, timeout: float) -> list[bool]:
-        """Write each (key, raw, life, seen) whose slot still holds `seen` (None: is empty), and void no load; which were written."""
+    async def plant(
+        self, items: Sequence[tuple[bytes, bytes, float | None, bytes | None]], scopes: Scopes, *, timeout: float
+    ) -> tuple[list[bool], Tokens]:
+        """Write each (key, raw, life, seen) whose slot still holds `seen` (None: is empty), and void no load; which were written, and the
+        tokens of these scopes behind that."""
         ...
 
     async def delete(self, keys: Sequence[bytes], *, timeout: float) -> int:

@@ -99,10 +99,13 @@ class MemoryStore:
             now = self._now()
             return [self.values.get(key, now) for key in keys], self._read(scopes, now)
 
-    async def plant(self, items: Sequence[tuple[bytes, bytes, float | None, bytes | None]], *, timeout: float) -> list[bool]:
+    async def plant(
+        self, items: Sequence[tuple[bytes, bytes, float | None, bytes | None]], scopes: Scopes, *, timeout: float
+    ) -> tuple[list[bool], Tokens]:
         with self._lock:
             now = self._now()
-            return [self._holds(key, seen, now) and self._put(key, raw, life, now) for key, raw, life, seen in items]
+            written = [self._holds(key, seen, now) and self._put(key, raw, life, now) for key, raw, life, seen in items]
+            return written, self._read(scopes, now)
 
     async def delete(self, keys: Sequence[bytes], *, timeout: float) -> int:
         with self._lock:

@@ -293,14 +293,18 @@ class RedisPort:
         found = [one for reply in replies for one in reply]
         return found[: len(keys)], Tokens(dict(zip(scopes, found[len(keys) :], strict=True)))
 
-    async def plant(self, items: Sequence[tuple[bytes, bytes, float | None, bytes | None]], *, timeout: float) -> list[bool]:
-        if not items:
-            return []
-        # Not to be repeated: a second SET NX could undo a delete.
+    async def plant(
+        self, items: Sequence[tuple[bytes, bytes, float | None, bytes | None]], scopes: Scopes, *, timeout: float
+    ) -> tuple[list[bool], Tokens]:
         lives = {life: life_ms(life) for life in {item[2] for item in items}}
         commands = [_planted(key, raw, lives[life], seen) for key, raw, life, seen in items]
-        replies = await self._writes.run(commands, timeout=timeout, patient=True)
-        return [reply is not None and reply != 0 for reply in replies]
+        asked: list[Command] = [("MGET", *chunk) for chunk in chunks(scopes, BATCH_KEYS)]
+        if not commands and not asked:
+            return [], Tokens({})
+        # Not to be repeated: a second SET NX could undo a delete.
+        replies = await self._writes.run([*commands, *asked], timeout=timeout, patient=True, last=len(asked))
+        written = [reply is not None and reply != 0 for reply in replies[: len(commands)]]
+        return written, _tokens(scopes, replies[len(commands) :])
 
     async def delete(self, keys: Sequence[bytes], *, timeout: float) -> int:
         distinct = list(dict.fromkeys(keys))

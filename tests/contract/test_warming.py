@@ -124,7 +124,9 @@ class TestPairs:
         claim = (await other.port.claim([(address.key, address.scopes)], life=60, timeout=10))[0]
 
         async def plant(raw: bytes, seen: bytes | None) -> bool:
-            return (await engine.port.plant([(address.key, raw, 60.0, seen)], timeout=10))[0]
+            written, found = await engine.port.plant([(address.key, raw, 60.0, seen)], address.scopes, timeout=10)
+            assert found.fingerprint(address.scopes) == tokens.fingerprint(address.scopes)
+            return written[0]
 
         first, second, third = (bytes([n]) * 20 for n in (1, 2, 3))
         assert await plant(first, None)
@@ -138,7 +140,7 @@ class TestPairs:
         assert there == [third, None]
         assert found.fingerprint(address.scopes) == tokens.fingerprint(address.scopes)
         assert (await engine.port.look([], (), timeout=10))[0] == []
-        assert await engine.port.plant([], timeout=10) == []
+        assert (await engine.port.plant([], (), timeout=10))[0] == []
 
     @pytest.mark.parametrize("what", ["type", "tenant", "tag"])
     async def test_an_invalidation_while_a_source_runs_begins_it_anew(self, manager, peer, what):
@@ -288,15 +290,42 @@ class TestPairs:
         assert await asyncio.gather(*deletes) == [1]
         assert await manager.mget("menu", ["behind the look", "behind the writing", "good"]) == [None, None, 1]
 
+    async def test_what_is_there_is_found_where_little_was_there_before(self, manager, peer):
+        """A batch after one that was all new is stored without a look, where nothing is: what is there stays, or is renewed if due."""
+        warmer, engine, looked = CacheWarmer(manager=manager), await manager.engine(), []
+        look = engine.port.look
+
+        async def looking(keys: Any, *args: Any, **options: Any) -> Any:
+            looked.extend(keys)
+            return await look(keys, *args, **options)
+
+        engine.port.look = looking
+        await peer.mset("menu", {"item:20": "fresh", "item:40": "fresh"})
+        await peer.set("menu", "item:30", "void", tags=["t"])
+        await peer.invalidate("menu", tags=["t"])
+        try:
+
+            @warmer.source("menu")
+            async def items():
+                for n in range(60):
+                    yield f"item:{n}", n
+
+            assert figures(await warmer.warm_menu_cache()) == (57, 1, 2, 0)
+        finally:
+            del engine.port.look
+        assert 16 <= len(looked) < 30
+        expected = [{20: "fresh", 40: "fresh"}.get(n, n) for n in range(60)]
+        assert await manager.mget("menu", [f"item:{n}" for n in range(60)]) == expected
+
     async def test_large_values_go_in_requests_of_bounded_size(self, manager):
         """Batches shrink with them, and grow again."""
         warmer = CacheWarmer(manager=manager)
         engine = await manager.engine()
         sizes, plant = [], engine.port.plant
 
-        async def watched(items: Any, *, timeout: float) -> list[bool]:
+        async def watched(items: Any, scopes: Any, *, timeout: float) -> Any:
             sizes.append(sum(len(raw) for _, raw, _, _ in items))
-            return await plant(items, timeout=timeout)
+            return await plant(items, scopes, timeout=timeout)
 
         engine._port.plant = watched
         try:
