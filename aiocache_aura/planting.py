@@ -28,8 +28,9 @@ Invariants
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -49,6 +50,7 @@ from aiocache_aura.terms import FOR_EVER, Terms
 PATIENCE: Final = 5.0  # seconds that a batch may take: nobody waits for it
 AT_ONCE: Final = 8  # values that are encoded before others may go on
 REQUEST_BYTES: Final = 64 * 1024
+REQUEST_KEYS: Final = 128
 KEPT_ALIVE: Final = 30.0  # seconds after which generations are looked after again
 MOST_SCOPES: Final = 10_000  # that a source names with its values, and that are remembered
 
@@ -147,13 +149,15 @@ class _Item(NamedTuple):
 class _Sowing:
     """A batch that is being stored, and what has become of it. Its entries carry the generations as they were captured."""
 
-    __slots__ = ("_tokens", "ground", "loaded", "refreshed", "refused", "scopes", "size")
+    __slots__ = ("_tokens", "failure", "ground", "left", "loaded", "refreshed", "refused", "scopes", "size")
 
     def __init__(self, ground: Ground, scopes: Scopes) -> None:
         self.ground, self.scopes = ground, scopes
         self._tokens = Tokens({scope: ground.tokens[scope] for scope in scopes})
         self.loaded = self.refreshed = self.size = 0
         self.refused: list[Exception] = []
+        self.left: list[Pair] = []  # something else was there
+        self.failure: Exception | None = None
 
     def fingerprint(self, scopes: Scopes) -> bytes:
         fingerprint = self._tokens.fingerprint(scopes)
@@ -201,7 +205,8 @@ class Planting(Looking):
         scopes = tuple(dict.fromkeys(scope for bed in known for scope in bed.scopes))
         sowing = _Sowing(ground, scopes)
         if at_once and sure:
-            sure = await self._store_all([(pair, None) for pair in sure], sowing, breathe)
+            await self._store_all([(pair, None) for pair in sure], sowing, breathe)
+            sure = sowing.left
         there: list[bytes | None] = []
         if sure:
             there, tokens = await self._port.look([pair.key for pair in sure], scopes, timeout=PATIENCE)
@@ -239,9 +244,18 @@ class Planting(Looking):
         if new:
             await self._hold(ground, new, ground.new)
 
-    async def _store_all(self, wanted: Sequence[tuple[Pair, bytes | None]], sowing: _Sowing, breathe: Breathe) -> list[Pair]:
-        """Encode and store, in requests of bounded size; what was not stored, since something else is there."""
-        left: list[Pair] = []
+    async def _store_all(self, wanted: Sequence[tuple[Pair, bytes | None]], sowing: _Sowing, breathe: Breathe) -> None:
+        """Encode and store, in requests of bounded size: the server stores one while the next is encoded."""
+        async with asyncio.TaskGroup() as requests:
+            async for items in self._encoded(wanted, sowing, breathe):
+                requests.create_task(self._store_some(items, sowing))
+        if sowing.failure is not None:
+            raise sowing.failure
+
+    async def _encoded(
+        self, wanted: Sequence[tuple[Pair, bytes | None]], sowing: _Sowing, breathe: Breathe
+    ) -> AsyncGenerator[list[_Item], None]:
+        """What is to be stored, by request."""
         items: list[_Item] = []
         waiting = 0
         created, ids = self._time(), os.urandom(8 * len(wanted))
@@ -266,14 +280,22 @@ class Planting(Looking):
             raw = sealed(ids[8 * n : 8 * n + 8], key_checksum(key), common, payload)
             items.append(_Item(key, raw, life, seen, ttl, pair))
             waiting += len(raw)
-            if waiting >= REQUEST_BYTES:
-                left += await self._store_some(items, sowing)
+            if waiting >= REQUEST_BYTES or len(items) >= REQUEST_KEYS:
+                yield items
                 sowing.size, waiting, items = sowing.size + waiting, 0, []
         sowing.size += waiting
-        left += await self._store_some(items, sowing)
-        return left
+        if items:
+            yield items
 
-    async def _store_some(self, items: Sequence[_Item], sowing: _Sowing) -> list[Pair]:
+    async def _store_some(self, items: Sequence[_Item], sowing: _Sowing) -> None:
+        """Store a request's, unless another has failed."""
+        try:
+            if sowing.failure is None:
+                await self._write_some(items, sowing)
+        except (BackendError, Voided) as error:
+            sowing.failure = sowing.failure or error
+
+    async def _write_some(self, items: Sequence[_Item], sowing: _Sowing) -> None:
         """Nothing is awaited between asking what was removed and writing: what is removed next is removed behind it, on the same lane."""
         removed = sowing.ground.removed
         if removed:
@@ -281,7 +303,7 @@ class Planting(Looking):
                 raise Voided("this process has deleted or set more keys than can be remembered while it ran")
             items = [item for item in items if item.key not in removed]
         if not items:
-            return []
+            return
         started = self._monotonic()
         written, tokens = await self._port.plant([item[:4] for item in items], sowing.scopes, timeout=PATIENCE)
         sowing.check(tokens)
@@ -300,7 +322,7 @@ class Planting(Looking):
             for item in stored:
                 told = self._told(item.pair.bed.address(item.key))
                 self._events.tell(Stored(**told, seconds=seconds, size=len(item.raw), ttl=item.ttl))
-        return [item.pair for item, is_written in zip(items, written, strict=True) if not is_written]
+        sowing.left += [item.pair for item, is_written in zip(items, written, strict=True) if not is_written]
 
     async def _is_kept(self, pair: Pair, seen: bytes, tokens: Tokens, ground: Ground, renewal: Renewal) -> bool:
         """Whether what is there is younger than the source, or a read would be given it and it is not due."""
