@@ -22,8 +22,9 @@ BATCH_KEYS: Final = 256
 BUSY_BATCH: Final = 32
 SLICE: Final = 0.0005  # seconds of work before others may go on
 SHORT_SLICE: Final = 0.0002  # while there are readers in this event loop
+LATE: Final = 0.0005  # seconds until its turn came again, that others have had
 READERS_FOR: Final = 0.1  # seconds after others have wanted the loop
-CROWDED: Final = 0.3  # of the time that it worked: to have waited for so long is more than a server that it has woken costs it
+CROWDED: Final = 0.05  # of the time that it worked: to have waited for so long is more than a server that it has woken costs it
 CROWDED_OVER: Final = 0.005  # seconds of work for which that is worked out
 RESTS: Final = 2.0  # times the work that they last
 LONGEST_REST: Final = 0.01
@@ -39,7 +40,7 @@ class Pace:
         self._turns, self.room = anyio.Semaphore(concurrency), anyio.Semaphore(concurrency)
         self._free_at = self._now()
         self._seen, self._waited = reads(), waited()
-        self._worked, self._is_crowded = 0.0, False
+        self._worked = 0.0
         self._loop_busy_until = 0.0
 
     def __repr__(self) -> str:
@@ -79,17 +80,21 @@ class Pace:
 
     async def rest(self, worked: float) -> None:
         """Let others go on, and for a while if they want to."""
+        if not self.has_readers:
+            os.sched_yield()
         before = self._now()
         await asyncio.sleep(0)
         now = self._now()
         reads = self._reads()
-        if reads != self._seen or now - before > SLICE:
+        if reads != self._seen or now - before > LATE:
             self._seen, self._loop_busy_until = reads, now + READERS_FOR
         self._worked += worked
         if self._worked >= CROWDED_OVER:
             before, self._waited = self._waited, waited()
-            self._is_crowded, self._worked = self._waited - before > CROWDED * self._worked, 0.0
-        if self._is_crowded or now < self._loop_busy_until:
+            if self._waited - before > CROWDED * self._worked:
+                self._loop_busy_until = now + READERS_FOR
+            self._worked = 0.0
+        if now < self._loop_busy_until:
             await asyncio.sleep(min(RESTS * worked, LONGEST_REST))
 
 
