@@ -48,7 +48,7 @@ from aiocache_aura.stores.base import Scopes, Tokens
 from aiocache_aura.terms import FOR_EVER, Terms
 
 PATIENCE: Final = 5.0  # seconds that a batch may take: nobody waits for it
-AT_ONCE: Final = 8  # values that are encoded before others may go on
+AT_ONCE: Final = 4  # values that are encoded before others may go on
 REQUEST_BYTES: Final = 64 * 1024
 REQUEST_KEYS: Final = 128
 KEPT_ALIVE: Final = 30.0  # seconds after which generations are looked after again

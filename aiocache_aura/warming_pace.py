@@ -19,14 +19,14 @@ from typing import Final
 import anyio
 
 BATCH_KEYS: Final = 256
-BUSY_BATCH: Final = 32
+BUSY_BATCH: Final = 16
 SLICE: Final = 0.0005  # seconds of work before others may go on
-SHORT_SLICE: Final = 0.0002  # while there are readers in this event loop
+SHORT_SLICE: Final = 0.0001  # while others want the event loop, or the processor
 LATE: Final = 0.0005  # seconds until its turn came again, that others have had
-READERS_FOR: Final = 0.1  # seconds after others have wanted the loop
+BUSY_FOR: Final = 0.1  # seconds after others have wanted the loop, or the processor
 CROWDED: Final = 0.05  # of the time that it worked: to have waited for so long is more than a server that it has woken costs it
 CROWDED_OVER: Final = 0.005  # seconds of work for which that is worked out
-RESTS: Final = 2.0  # times the work that they last
+RESTS: Final = 3.0  # times the work that they last
 LONGEST_REST: Final = 0.01
 
 
@@ -41,10 +41,10 @@ class Pace:
         self._free_at = self._now()
         self._seen, self._waited = reads(), waited()
         self._worked = 0.0
-        self._loop_busy_until = 0.0
+        self._busy_until = 0.0
 
     def __repr__(self) -> str:
-        return f"<Pace{' with readers' if self.has_readers else ''}>"
+        return f"<Pace{' while others are busy' if self.is_busy else ''}>"
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
@@ -64,37 +64,37 @@ class Pace:
             await asyncio.sleep(start - now)
 
     @property
-    def has_readers(self) -> bool:
-        """Whether others have wanted the event loop lately."""
-        return self._now() < self._loop_busy_until
+    def is_busy(self) -> bool:
+        """Whether others have wanted the event loop, or the processor, lately."""
+        return self._now() < self._busy_until
 
     @property
     def slice(self) -> float:
-        return SHORT_SLICE if self.has_readers else SLICE
+        return SHORT_SLICE if self.is_busy else SLICE
 
     @property
     def most_at_once(self) -> int:
         """How many keys may be stored in one go: of a rate, a quarter of a second's."""
-        most = BUSY_BATCH if self.has_readers else BATCH_KEYS
+        most = BUSY_BATCH if self.is_busy else BATCH_KEYS
         return most if self.rate is None else max(min(int(self.rate / 4), most), 1)
 
     async def rest(self, worked: float) -> None:
         """Let others go on, and for a while if they want to."""
-        if not self.has_readers:
+        if not self.is_busy:
             os.sched_yield()
         before = self._now()
         await asyncio.sleep(0)
         now = self._now()
         reads = self._reads()
         if reads != self._seen or now - before > LATE:
-            self._seen, self._loop_busy_until = reads, now + READERS_FOR
+            self._seen, self._busy_until = reads, now + BUSY_FOR
         self._worked += worked
         if self._worked >= CROWDED_OVER:
             before, self._waited = self._waited, waited()
             if self._waited - before > CROWDED * self._worked:
-                self._loop_busy_until = now + READERS_FOR
+                self._busy_until = now + BUSY_FOR
             self._worked = 0.0
-        if now < self._loop_busy_until:
+        if now < self._busy_until:
             await asyncio.sleep(min(RESTS * worked, LONGEST_REST))
 
 
