@@ -27,7 +27,7 @@ import anyio
 from aiocache_aura import cache_manager as desk
 from aiocache_aura import hot, loaders
 from aiocache_aura.cache_manager import CacheManager
-from aiocache_aura.context import Id, id_text, tenant_scope
+from aiocache_aura.context import Id, id_text, identity, tenant_scope
 from aiocache_aura.desk import listed
 from aiocache_aura.errors import BackendError, ConfigurationError
 from aiocache_aura.heat import HotKey
@@ -194,6 +194,10 @@ class CacheWarmer(Generic[DB]):
             pace = Pace(at_once, self._rate, manager.recorder.reads)
             tallies = {name: Tally(name, clock, progress) for name in dict.fromkeys(one.cache_type for one in chosen)}
             runs = {name: Run(manager.caches[name], tally, pace, Renewal()) for name, tally in tallies.items()}
+            if manager.is_off or identity.get().bypass:  # nothing would be stored
+                for tally in tallies.values():
+                    tally.end("skipped")
+                return WarmReport(types={name: tally.report() for name, tally in tallies.items()}, seconds=0.0)
             for tally in tallies.values():
                 tally.start()
             try:
