@@ -85,8 +85,7 @@ class CacheWarmer(Generic[DB]):
         timeout: TTL | None = None,
         progress: Progress | Literal["bar"] | None = None,
     ) -> None:
-        if not is_whole(concurrency) or concurrency < 1:
-            raise ConfigurationError(f"concurrency={concurrency!r}: it is how many loads may run at once, at least 1")
+        _check_concurrency(concurrency)
         if rate is not None and (not is_number(rate) or not rate > 0):
             raise ConfigurationError(f"rate={rate!r}: it is keys per second, above 0, or None")
         if not (progress is None or progress == "bar" or callable(progress)):
@@ -187,6 +186,9 @@ class CacheWarmer(Generic[DB]):
             raise ConfigurationError(f"limit={limit!r}: it is how many keys to warm at most, at least 1")
         manager = self.manager
         clock, at_once = manager.settings.clock, self._concurrency if concurrency is None else concurrency
+        _check_concurrency(at_once)
+        if cache_type is not None:
+            manager.policy(cache_type)
         found = await hot.of_fleet(manager, process_name(manager)) if keys is None else keys
         chosen = [one for one in found if cache_type in (None, one.cache_type) and one.cache_type in manager.caches][:limit]
         started = clock.monotonic()
@@ -379,6 +381,11 @@ def schedule_cache_warming(
     job = Job(warm, schedule, name=job_name(tenant_id, chosen) if name is None else name, manager=owner, on_report=on_report)
     owner.know(job)
     return job
+
+
+def _check_concurrency(concurrency: object) -> None:
+    if not is_whole(concurrency) or concurrency < 1:
+        raise ConfigurationError(f"concurrency={concurrency!r}: it is how many loads may run at once, at least 1")
 
 
 def _manager_of(warmer: CacheWarmer[Any] | None, manager: CacheManager | None) -> CacheManager:

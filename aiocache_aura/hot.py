@@ -31,7 +31,7 @@ from aiocache_aura.keys import owner_segments, split_owner, unescape, user_tail
 from aiocache_aura.loaders import Loader
 from aiocache_aura.policy import Aware
 from aiocache_aura.recipes import Recipe, is_repeatable
-from aiocache_aura.resilience.threads import call_any
+from aiocache_aura.resilience.threads import call_any, call_plain
 from aiocache_aura.types import MISSING
 from aiocache_aura.warming import Run
 
@@ -89,7 +89,8 @@ async def publish(manager: CacheManager, process: str) -> None:
     """Post what is hot for this process. May raise BackendError."""
     keys = manager.recorder.heat.hottest(limit=MOST_KEYS)
     if keys:
-        await (await manager.engine()).port.notes.post(BOARD, process, encode(keys), life=LIFE, timeout=manager.settings.budget)
+        note = await call_plain(encode, keys)  # which takes up to a tenth of a second, of long keys
+        await (await manager.engine()).port.notes.post(BOARD, process, note, life=LIFE, timeout=manager.settings.budget)
 
 
 async def of_fleet(manager: CacheManager, process: str) -> list[HotKey]:
@@ -142,6 +143,7 @@ async def warm(manager: CacheManager, keys: Sequence[HotKey], run_of: Callable[[
     room = anyio.Semaphore(concurrency)
     async with anyio.create_task_group() as calls:
         for one in keys:
+            await run_of(one.cache_type).breathe()
             call = _call_of(manager, one, loader_of)
             if call is None:
                 lost += 1

@@ -24,6 +24,7 @@ from aiocache_aura import (
     CacheManager,
     CacheWarmer,
     ConfigurationError,
+    UnknownCacheTypeError,
     cache_menu,
     current_tenant,
     current_user,
@@ -300,6 +301,21 @@ class TestBoards:
         assert len(hot.decode(zlib.compress(b"\n".join([line] * 100_000)))) == hot.MOST_KEYS
         assert hot.decode(zlib.compress(line.replace(b"k", b"k" * (MOST_KEY + 1)))) == []
 
+    async def test_a_note_is_made_beside_the_loop(self, monkeypatch):
+        """Who posts what is hot does not hold up the others meanwhile."""
+        go, made = threading.Event(), []
+
+        def encode(keys):
+            made.append(go.wait(10))
+            return b""
+
+        monkeypatch.setattr(hot, "encode", encode)
+        async with CacheManager("memory://") as manager:
+            manager.recorder.heat.offer("menu", "k", 1.0, None)
+            asyncio.get_running_loop().call_soon(go.set)
+            await hot.publish(manager, "ours")
+        assert made == [True]
+
     async def test_what_the_fleet_tells_is_bounded(self):
         """Of many notes of distinct keys the hottest are kept, and others have their turn while they are read."""
         turns = 0
@@ -457,6 +473,36 @@ class TestWarmHot:
         async with CacheManager("memory://") as manager:
             with pytest.raises(ConfigurationError, match="limit"):
                 await CacheWarmer(manager=manager).warm_hot(limit=limit)
+
+    @pytest.mark.parametrize("concurrency", [0, -1, True, "3", 1.5])
+    async def test_a_concurrency_that_cannot_be(self, concurrency):
+        """It is a number of loads; none would never end."""
+        async with CacheManager("memory://") as manager:
+            with pytest.raises(ConfigurationError, match="concurrency"):
+                await asyncio.wait_for(CacheWarmer(manager=manager).warm_hot(keys=[HotKey("menu", "k", 1.0)], concurrency=concurrency), 10)
+
+    async def test_an_unknown_type(self):
+        """A misspelt one is said, not found to be cold."""
+        async with CacheManager("memory://") as manager:
+            with pytest.raises(UnknownCacheTypeError, match="menu"):
+                await CacheWarmer(manager=manager).warm_hot(cache_type="mneu")
+
+    async def test_others_have_their_turn(self):
+        """Also while no key can be loaded here."""
+        turns = 0
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        keys = [HotKey("menu", f"aura:menu:=item:{n}", 1.0) for n in range(MOST_PLACES)]
+        async with CacheManager("memory://") as manager:
+            task = asyncio.create_task(others())
+            await CacheWarmer(manager=manager).warm_hot(limit=MOST_PLACES, keys=keys)
+            task.cancel()
+        assert turns > 10
 
 
 class TestLoaders:
