@@ -134,6 +134,7 @@ class Watch:
         self._changes, self._warmings = Calls(self._faults), Calls(self._faults)
         self._is_unhealthy = False
         self._posted: set[tuple[str, str]] = set()
+        self._gone, self._unheard = dict[str, bool](), set[str]()  # whether that a mark is gone was heard
         self._stands_until = self._heat_due = -math.inf
         self._status = "unknown"
         self.lag = 0.0
@@ -246,17 +247,25 @@ class Watch:
     async def _mark(self, notes: Notes) -> None:
         """Put up the marks that only an emptied store has lost before their time, and see whether they were there.
 
-        They are two: where the first is put up and the answer is lost, the second still tells at the next look.
+        They are two, and both have to be gone: one alone was evicted. One that was put up without an answer cannot tell, and leaves
+        it to the other.
         """
-        now = self.manager.settings.clock.monotonic()
+        now, seen = self.manager.settings.clock.monotonic(), len(self._gone)
         for board in (MARKS, AGAIN):
+            was_unheard = board in self._unheard
+            self._unheard.add(board)
             posted = await self._put_up(notes, board, self._mark_name, b"", MARK_LIFE)
-            if posted is Posted.NEW and now < self._stands_until and self._on_emptied is not None:
-                self._stands_until = -math.inf  # it is told once
-                log.warning("the store was emptied: what was posted there is gone")
-                if self._warmings.are_over:
-                    self._warmings.put(self._on_emptied)
-        self._stands_until = now + MARK_LIFE - SPARE
+            self._unheard.remove(board)
+            if posted is Posted.NEW or was_unheard:
+                self._gone[board] = self._gone.get(board, False) or posted is Posted.NEW
+        was_to_stand, self._stands_until = now < self._stands_until, now + MARK_LIFE - SPARE
+        is_empty = len(self._gone) == len((MARKS, AGAIN)) and any(self._gone.values())
+        if is_empty or len(self._gone) == seen:
+            self._gone.clear()
+        if is_empty and was_to_stand and self._on_emptied is not None:
+            log.warning("the store was emptied: what was posted there is gone")
+            if self._warmings.are_over:
+                self._warmings.put(self._on_emptied)
 
     async def _tell_fleet(self, notes: Notes) -> None:
         note = Published(self._name, self.manager.settings.clock.time(), await windows_of(self.manager.recorder), self._status)
