@@ -27,7 +27,7 @@ import anyio
 from aiocache_aura import cache_manager as desk
 from aiocache_aura import hot, loaders
 from aiocache_aura.cache_manager import CacheManager
-from aiocache_aura.context import Id, id_text, tenant_scope
+from aiocache_aura.context import Id, id_text, identity, tenant_scope
 from aiocache_aura.desk import listed
 from aiocache_aura.errors import BackendError, ConfigurationError
 from aiocache_aura.heat import HotKey
@@ -85,8 +85,7 @@ class CacheWarmer(Generic[DB]):
         timeout: TTL | None = None,
         progress: Progress | Literal["bar"] | None = None,
     ) -> None:
-        if not is_whole(concurrency) or concurrency < 1:
-            raise ConfigurationError(f"concurrency={concurrency!r}: it is how many loads may run at once, at least 1")
+        _check_concurrency(concurrency)
         if rate is not None and (not is_number(rate) or not rate > 0):
             raise ConfigurationError(f"rate={rate!r}: it is keys per second, above 0, or None")
         if not (progress is None or progress == "bar" or callable(progress)):
@@ -187,6 +186,9 @@ class CacheWarmer(Generic[DB]):
             raise ConfigurationError(f"limit={limit!r}: it is how many keys to warm at most, at least 1")
         manager = self.manager
         clock, at_once = manager.settings.clock, self._concurrency if concurrency is None else concurrency
+        _check_concurrency(at_once)
+        if cache_type is not None:
+            manager.policy(cache_type)
         found = await hot.of_fleet(manager, process_name(manager)) if keys is None else keys
         chosen = [one for one in found if cache_type in (None, one.cache_type) and one.cache_type in manager.caches][:limit]
         started = clock.monotonic()
@@ -194,6 +196,10 @@ class CacheWarmer(Generic[DB]):
             pace = Pace(at_once, self._rate, manager.recorder.reads)
             tallies = {name: Tally(name, clock, progress) for name in dict.fromkeys(one.cache_type for one in chosen)}
             runs = {name: Run(manager.caches[name], tally, pace, Renewal()) for name, tally in tallies.items()}
+            if manager.is_off or identity.get().bypass:  # nothing would be stored
+                for tally in tallies.values():
+                    tally.end("skipped")
+                return WarmReport(types={name: tally.report() for name, tally in tallies.items()}, seconds=0.0)
             for tally in tallies.values():
                 tally.start()
             try:
@@ -375,6 +381,11 @@ def schedule_cache_warming(
     job = Job(warm, schedule, name=job_name(tenant_id, chosen) if name is None else name, manager=owner, on_report=on_report)
     owner.know(job)
     return job
+
+
+def _check_concurrency(concurrency: object) -> None:
+    if not is_whole(concurrency) or concurrency < 1:
+        raise ConfigurationError(f"concurrency={concurrency!r}: it is how many loads may run at once, at least 1")
 
 
 def _manager_of(warmer: CacheWarmer[Any] | None, manager: CacheManager | None) -> CacheManager:

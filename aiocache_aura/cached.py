@@ -73,7 +73,7 @@ class State:
 
     def __init__(self, manager: CacheManager, source: CachePolicy, policy: CachePolicy, terms: Terms) -> None:
         self.manager, self.source, self.policy, self.terms = manager, source, policy, terms
-        self.personal = replace(terms, personal=True)
+        self.personal = replace(terms, personal=True, recall=None)
         self.stamp: object = None
         self.memo: dict[Any, Address] = {}
         self.tenant_args, self.user_args = manager.settings.tenant_args, manager.settings.user_args

@@ -23,6 +23,7 @@ MOST_TYPES = 64
 MOST_KEY = 512  # characters; longer keys are not kept
 HALF_LIFE = 600.0  # seconds
 _MOST_GROWTH = 2.0**100
+_MOST_HALVINGS = 1000.0  # after which nothing is left; a float has room for no more than 1023
 
 Recall: TypeAlias = Callable[[], bytes | None]
 
@@ -132,7 +133,7 @@ class Heat:
         return sorted(found, key=lambda one: one.seconds, reverse=True)[:limit]
 
     def _growth(self) -> float:
-        growth: float = 2.0 ** ((self._now() - self._epoch) / self._half_life)
+        growth: float = 2.0 ** min((self._now() - self._epoch) / self._half_life, _MOST_HALVINGS)
         if growth < _MOST_GROWTH:
             return growth
         for kept in self._types.values():

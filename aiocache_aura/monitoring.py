@@ -139,7 +139,7 @@ class CacheMonitor:
         now = manager.settings.clock.time()
         known = {
             "processes": len(others) + 1,
-            "oldest_seconds": max((now - one.at for one in others), default=0.0),
+            "oldest_seconds": max((0.0, *(now - one.at for one in others))),
             "unhealthy": sorted(one.process for one in others if one.status == "unhealthy"),
             "unreadable": len(read) - len(others),
             "error": failed,

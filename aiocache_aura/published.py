@@ -22,6 +22,8 @@ BOARD = "fleet"
 VERSION = 1
 DAY = 1440  # minutes that are kept
 LENGTHS = (5, 60, DAY)  # minutes of the windows that a process publishes
+MOST = 2**53  # happenings of one kind that a note may tell, so that the sum of all is a number that JSON holds
+LONGEST = 1e12  # seconds
 
 _names: WeakKeyDictionary[CacheManager, tuple[int, str]] = WeakKeyDictionary()
 
@@ -69,10 +71,10 @@ class Published:
             if told["v"] != VERSION:
                 return None
             windows = {
-                int(minutes): {str(name): counts_from_dict(figures) for name, figures in types.items()}
+                _minutes(minutes): {str(name): counts_from_dict(figures) for name, figures in types.items()}
                 for minutes, types in told["windows"].items()
             }
-            return cls(str(told["process"]), float(told["at"]), windows, str(told["status"]))
+            return cls(str(told["process"]), _seconds(told["at"]), windows, str(told["status"]))
         except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError, OverflowError):
             return None
 
@@ -114,9 +116,16 @@ def counts_from_dict(told: Mapping[str, Any]) -> Counts:
 
 
 def _whole(value: object) -> int:
-    if not is_whole(value) or value < 0:
+    if not is_whole(value) or not 0 <= value <= MOST:
         raise ValueError(f"{value!r:.20} is no number of happenings")
     return value
+
+
+def _minutes(text: str) -> int:
+    minutes = int(text)
+    if not 0 < minutes <= DAY:
+        raise ValueError(f"{text!r:.20} is no window's length")
+    return minutes
 
 
 def _bucket(text: str) -> int:
@@ -127,7 +136,7 @@ def _bucket(text: str) -> int:
 
 
 def _seconds(value: object) -> float:
-    if not is_number(value) or not 0 <= value < float("inf"):
+    if not is_number(value) or not 0 <= value <= LONGEST:
         raise ValueError(f"{value!r:.20} are no seconds")
     return float(value)
 

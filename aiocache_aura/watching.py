@@ -11,10 +11,11 @@ Invariants
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import math
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
 from typing import Any, TypeAlias
 from weakref import WeakSet
@@ -34,7 +35,7 @@ log = logging.getLogger("aiocache_aura.monitor")
 
 STEP = 0.25  # seconds between two measures of the event loop's lag
 LEAST_LIFE = 5.0  # seconds of a note; else it is three intervals
-MARKS, MARK_LIFE, SPARE = "marks", 3600.0, 60.0
+MARKS, AGAIN, MARK_LIFE, SPARE = "marks", "marks-again", 3600.0, 60.0
 HEAT_EVERY = 30.0  # seconds
 GRACE = 5.0  # seconds that callbacks, once cancelled, have for their end
 MOST_WAITING = 100
@@ -43,6 +44,7 @@ Callback: TypeAlias = Callable[[Health], object] | None
 Check: TypeAlias = Callable[[float], Awaitable[Health]]
 
 _watches: WeakSet[Watch] = WeakSet()
+_numbers = itertools.count(1)
 
 
 async def rest(seconds: float) -> float:
@@ -54,6 +56,17 @@ async def rest(seconds: float) -> float:
         await asyncio.sleep(due - time())
         lag = max(lag, time() - due)
     return lag
+
+
+async def to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """Run what ends a task, whoever cancels that once more meanwhile: the work has to be bounded."""
+    task = asyncio.get_running_loop().create_task(work, name="aiocache_aura monitor's end")
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            continue
+    task.result()
 
 
 class Calls:
@@ -112,13 +125,16 @@ class Watch:
         on_emptied: Callable[[], object] | None,
         publish: bool,
     ) -> None:
-        self.manager, self._check, self._interval, self._publish = manager, check, interval, publish
+        self.manager, self.publishes, self._check, self._interval = manager, publish, check, interval
         self._on_unhealthy, self._on_recovered, self._on_emptied = on_unhealthy, on_recovered, on_emptied
         self._name = process_name(manager)
+        self._mark_name = f"{self._name}-{next(_numbers)}"  # its own: of two, the second would find what the first has put up again
         self._pid = os.getpid()
         self._faults = FaultLog(log, clock=manager.settings.clock)
         self._changes, self._warmings = Calls(self._faults), Calls(self._faults)
-        self._is_unhealthy = self._has_posted = False
+        self._is_unhealthy = False
+        self._posted: set[tuple[str, str]] = set()
+        self._gone, self._unheard = dict[str, bool](), set[str]()  # whether that a mark is gone was heard
         self._stands_until = self._heat_due = -math.inf
         self._status = "unknown"
         self.lag = 0.0
@@ -141,12 +157,26 @@ class Watch:
         if self.is_over:
             return
         if asyncio.get_running_loop() is not self._loop:
-            if self._loop.is_running():
-                await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self.end(), self._loop))
+            await self._end_there()
             return
         self._task.cancel()
         with anyio.CancelScope(shield=True):  # a scope of anyio's cancels again and again, and would end the wait at once
             await asyncio.wait({self._task})
+
+    async def _end_there(self) -> None:
+        """Have its own event loop end it. That one may stop or be closed at any moment: then nobody is waited for."""
+        if not self._loop.is_running():
+            return
+        ending = self.end()
+        try:
+            ended = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(ending, self._loop))
+        except RuntimeError:  # it has been closed meanwhile
+            ending.close()
+            return
+        while not ended.done() and self._loop.is_running():
+            await asyncio.wait({ended}, timeout=STEP)
+        if ended.done():
+            ended.result()
 
     async def _live(self) -> None:
         time, due = self._loop.time, self._loop.time()
@@ -156,7 +186,7 @@ class Watch:
                 due += self._interval * max(math.ceil((time() - due) / self._interval), 1)
                 self.lag = await rest(due - time())
         finally:
-            await self._finish()
+            await to_the_end(self._finish())
 
     def _is_cancelled(self) -> bool:
         return self._task.cancelling() > 0
@@ -178,7 +208,7 @@ class Watch:
         await self._step("a look at the cache's health", self._see())
         if self._on_emptied is not None:
             await self._step("marking the store", self._post(self._mark))
-        if self._publish:
+        if self.publishes:
             await self._step("publishing this process's figures", self._post(self._tell_fleet))
 
     async def _see(self) -> None:
@@ -207,26 +237,39 @@ class Watch:
                 raise
             log.debug("an unhealthy store has taken no note: %s", error)
 
-    async def _put_up(self, notes: Notes, board: str, note: bytes, life: float) -> Posted:
-        posted = await notes.post(board, self._name, note, life=life, timeout=self.manager.settings.budget)
-        self._has_posted = True
+    async def _put_up(self, notes: Notes, board: str, name: str, note: bytes, life: float) -> Posted:
+        self._posted.add((board, name))  # also if there is no answer
+        posted = await notes.post(board, name, note, life=life, timeout=self.manager.settings.budget)
         if posted is Posted.FULL:
             raise BackendError(f"the board {board!r} is full of notes of other processes; each leaves when its life is over")
         return posted
 
     async def _mark(self, notes: Notes) -> None:
-        """Put up the mark that only an emptied store has lost before its time, and see whether it was there."""
-        now = self.manager.settings.clock.monotonic()
-        posted = await self._put_up(notes, MARKS, b"", MARK_LIFE)
+        """Put up the marks that only an emptied store has lost before their time, and see whether they were there.
+
+        They are two, and both have to be gone: one alone was evicted. One that was put up without an answer cannot tell, and leaves
+        it to the other.
+        """
+        now, seen = self.manager.settings.clock.monotonic(), len(self._gone)
+        for board in (MARKS, AGAIN):
+            was_unheard = board in self._unheard
+            self._unheard.add(board)
+            posted = await self._put_up(notes, board, self._mark_name, b"", MARK_LIFE)
+            self._unheard.remove(board)
+            if posted is Posted.NEW or was_unheard:
+                self._gone[board] = self._gone.get(board, False) or posted is Posted.NEW
         was_to_stand, self._stands_until = now < self._stands_until, now + MARK_LIFE - SPARE
-        if posted is Posted.NEW and was_to_stand and self._on_emptied is not None:
+        is_empty = len(self._gone) == len((MARKS, AGAIN)) and any(self._gone.values())
+        if is_empty or len(self._gone) == seen:
+            self._gone.clear()
+        if is_empty and was_to_stand and self._on_emptied is not None:
             log.warning("the store was emptied: what was posted there is gone")
             if self._warmings.are_over:
                 self._warmings.put(self._on_emptied)
 
     async def _tell_fleet(self, notes: Notes) -> None:
         note = Published(self._name, self.manager.settings.clock.time(), await windows_of(self.manager.recorder), self._status)
-        await self._put_up(notes, BOARD, note.encode(), max(3 * self._interval, LEAST_LIFE))
+        await self._put_up(notes, BOARD, self._name, note.encode(), max(3 * self._interval, LEAST_LIFE))
         if self._loop.time() >= self._heat_due:  # it changes slowly, and takes the longest to tell
             await hot.publish(self.manager, self._name)
             self._heat_due = self._loop.time() + HEAT_EVERY
@@ -234,16 +277,20 @@ class Watch:
     # Ending
 
     async def _finish(self) -> None:
+        if self._pid != os.getpid():
+            return
         await asyncio.gather(self._changes.end(), self._warmings.end())
         engine = self.manager.engine_now()
-        if engine is None or not self._has_posted or self._is_unhealthy or self._is_one_of_several():
+        if engine is None or self._is_unhealthy:
             return
         try:
-            for board in (BOARD, MARKS):
-                await engine.port.notes.drop(board, self._name, timeout=self.manager.settings.budget)
+            for board, name in sorted(self._posted):
+                if board != BOARD or not self._is_one_of_several():
+                    await engine.port.notes.drop(board, name, timeout=self.manager.settings.budget)
         except BackendError as error:
             log.debug("this process's notes are left to their end: %s", error)
 
     def _is_one_of_several(self) -> bool:
-        """Whether another task, which posts under the same name, goes on."""
-        return any(one is not self and one.manager is self.manager and not one.is_over for one in list(_watches))
+        """Whether another task, which publishes under the same name, goes on."""
+        others = [one for one in list(_watches) if one is not self and one.manager is self.manager]
+        return any(one.publishes and not one.is_over for one in others)

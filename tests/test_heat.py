@@ -11,8 +11,10 @@ import time
 import uuid
 import zlib
 from collections import Counter
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -22,18 +24,27 @@ from aiocache_aura import (
     CacheManager,
     CacheWarmer,
     ConfigurationError,
+    UnknownCacheTypeError,
     cache_menu,
     current_tenant,
     current_user,
     hot,
+    register_type,
     tenant_scope,
     user_scope,
     warm_loader,
 )
 from aiocache_aura.cached import cached_named
-from aiocache_aura.heat import HALF_LIFE, MOST_KEY, MOST_TYPES, PLACES, Heat, HotKey, merged
+from aiocache_aura.heat import HALF_LIFE, MOST_KEY, MOST_PLACES, MOST_TYPES, PLACES, Heat, HotKey, merged
 from aiocache_aura.recipes import Recipe
 from tests.clocks import ManualClock
+
+
+@register_type
+@dataclass(frozen=True)
+class Viewer:
+    name: str
+
 
 offers = st.lists(st.tuples(st.integers(0, 30), st.floats(0.001, 10)), min_size=1, max_size=300)
 
@@ -85,6 +96,17 @@ def test_heat_fades() -> None:
     first, *rest = heat.hottest()
     assert (first.key, first.seconds) == ("newest", pytest.approx(1.0))
     assert all(one.seconds < 1e-30 for one in rest)
+
+
+@pytest.mark.parametrize("days", [7, 8, 400])
+def test_heat_after_days_of_rest(days) -> None:
+    """A manager that nobody has asked anything for so long goes on as a new one does."""
+    clock = ManualClock()
+    heat = Heat(clock.monotonic)
+    heat.offer("menu", "old", 8.0, None)
+    clock.advance(days * 86_400)
+    heat.offer("menu", "new", 5.0, None)
+    assert [(one.key, one.seconds) for one in heat.hottest(limit=1)] == [("new", pytest.approx(5.0))]
 
 
 def test_memory_is_bounded() -> None:
@@ -208,6 +230,54 @@ class TestRecipes:
             async with CacheManager("memory://") as other:
                 assert cached_named(core(plain).name, other) is None
 
+    async def test_objects_of_the_caller_are_in_none(self):
+        """A call that was given one of the manager's `exclude_types` has no recipe, also where the object could be written."""
+        async with CacheManager("memory://", exclude_types=(Viewer,)) as manager:
+
+            @cache_menu(manager=manager)
+            async def dish(n: int, viewer: Any) -> int:
+                await asyncio.sleep(0.001)
+                return n
+
+            for _ in range(3):
+                await dish(1, Viewer("a password"))
+            assert [one.recipe for one in manager.recorder.heat.hottest()] == [None]
+
+    async def test_what_is_not_the_recipes_to_say(self):
+        """A forged one gives no function what is to be provided, or what belongs to its caller, in any way."""
+        given = []
+        async with CacheManager("memory://") as manager:
+
+            @cache_menu(manager=manager, provide={"db": lambda: "ours"})
+            async def provided(n, db):
+                given.append(db)
+
+            @cache_menu(manager=manager, provide={"db": lambda: "ours"})
+            async def more(n, db, **more):
+                given.append(db)
+
+            @cache_menu(manager=manager, exclude=["viewer"])
+            async def personal(n, viewer):
+                given.append(viewer)
+
+            @cache_menu(manager=manager, secret=["pin"])
+            async def hidden(n, pin):
+                given.append(pin)
+
+            forged = [
+                Recipe(core(provided).name, {"n": 1, "db": "forged"}, None, None),
+                Recipe(core(more).name, {"n": 1, "more": {"db": "forged"}}, None, None),
+                Recipe(core(personal).name, {"n": 1, "viewer": "forged"}, None, None),
+                Recipe(core(hidden).name, {"n": 1, "pin": "forged"}, None, None),
+            ]
+            keys = [HotKey("menu", f"k{n}", 1.0, 0.0, recipe.encode()) for n, recipe in enumerate(forged)]
+            await CacheWarmer(manager=manager).warm_hot(keys=keys)
+            assert given == []
+            await CacheWarmer(manager=manager).warm_hot(
+                keys=[HotKey("menu", "k", 1.0, 0.0, Recipe(core(provided).name, {"n": 1}, None, None).encode())]
+            )
+            assert given == ["ours"]
+
 
 class TestBoards:
     def test_what_was_encoded_comes_back(self):
@@ -224,6 +294,59 @@ class TestBoards:
         line = b'["menu","k",1,0,null]\n'
         found = hot.decode(zlib.compress(line * 1_000_000))
         assert len(found) <= hot.MOST_UNPACKED // len(line) + 1
+
+    def test_no_more_of_a_note_than_a_process_tells(self):
+        """Who writes a note of its own has no more keys in it, nor longer ones."""
+        line = b'["menu","k",1,0,null]'
+        assert len(hot.decode(zlib.compress(b"\n".join([line] * 100_000)))) == hot.MOST_KEYS
+        assert hot.decode(zlib.compress(line.replace(b"k", b"k" * (MOST_KEY + 1)))) == []
+
+    async def test_a_note_is_made_beside_the_loop(self, monkeypatch):
+        """Who posts what is hot does not hold up the others meanwhile."""
+        go, made = threading.Event(), []
+
+        def encode(keys):
+            made.append(go.wait(10))
+            return b""
+
+        monkeypatch.setattr(hot, "encode", encode)
+        async with CacheManager("memory://") as manager:
+            manager.recorder.heat.offer("menu", "k", 1.0, None)
+            asyncio.get_running_loop().call_soon(go.set)
+            await hot.publish(manager, "ours")
+        assert made == [True]
+
+    async def test_what_the_fleet_tells_is_bounded(self):
+        """Of many notes of distinct keys the hottest are kept, and others have their turn while they are read."""
+        turns = 0
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        async with CacheManager("memory://") as manager:
+            notes = (await manager.engine()).port.notes
+            for n in range(20):
+                keys = [HotKey("menu", f"{n}-{each}", 1.0 + n) for each in range(hot.MOST_KEYS)]
+                await notes.post(hot.BOARD, str(n), hot.encode(keys), life=60, timeout=1)
+            task = asyncio.create_task(others())
+            found = await hot.of_fleet(manager, "ours")
+            task.cancel()
+        assert len(found) == MOST_PLACES and (found[0].seconds, found[-1].seconds) == (20.0, 13.0) and turns >= 20
+
+    @pytest.mark.parametrize("weight", [b"1.7e308", b"1e12"])
+    async def test_weights_that_cannot_be(self, tmp_path, weight):
+        """Notes whose sum is beyond every number, or more than one may say, do not spoil a file, nor a report."""
+        async with CacheManager("memory://") as manager:
+            notes = (await manager.engine()).port.notes
+            for n in range(2):
+                await notes.post(hot.BOARD, str(n), zlib.compress(b'["menu","k",%b,0,null]' % weight), life=60, timeout=1)
+            assert all(one.seconds < math.inf for one in await hot.of_fleet(manager, "ours"))
+            warmer = CacheWarmer(manager=manager)
+            await warmer.save_hot(tmp_path / "hot")
+            await warmer.restore_hot(tmp_path / "hot")
 
     @given(st.binary(max_size=200))
     def test_garbage_is_left_out(self, raw):
@@ -351,6 +474,36 @@ class TestWarmHot:
             with pytest.raises(ConfigurationError, match="limit"):
                 await CacheWarmer(manager=manager).warm_hot(limit=limit)
 
+    @pytest.mark.parametrize("concurrency", [0, -1, True, "3", 1.5])
+    async def test_a_concurrency_that_cannot_be(self, concurrency):
+        """It is a number of loads; none would never end."""
+        async with CacheManager("memory://") as manager:
+            with pytest.raises(ConfigurationError, match="concurrency"):
+                await asyncio.wait_for(CacheWarmer(manager=manager).warm_hot(keys=[HotKey("menu", "k", 1.0)], concurrency=concurrency), 10)
+
+    async def test_an_unknown_type(self):
+        """A misspelt one is said, not found to be cold."""
+        async with CacheManager("memory://") as manager:
+            with pytest.raises(UnknownCacheTypeError, match="menu"):
+                await CacheWarmer(manager=manager).warm_hot(cache_type="mneu")
+
+    async def test_others_have_their_turn(self):
+        """Also while no key can be loaded here."""
+        turns = 0
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        keys = [HotKey("menu", f"aura:menu:=item:{n}", 1.0) for n in range(MOST_PLACES)]
+        async with CacheManager("memory://") as manager:
+            task = asyncio.create_task(others())
+            await CacheWarmer(manager=manager).warm_hot(limit=MOST_PLACES, keys=keys)
+            task.cancel()
+        assert turns > 10
+
 
 class TestLoaders:
     @pytest.fixture
@@ -405,6 +558,62 @@ class TestLoaders:
         assert await manager.get_or_load("menu", "k", "mine", user=5, tenant=1, user_aware=True) == "for 5"
         for options in ({"tenant": 1}, {}, {"user": 6, "tenant": 1, "user_aware": True}, {"user": 5, "tenant": 2, "user_aware": True}):
             assert await manager.get_or_load("menu", "k", "mine", **options) == "mine"
+
+    @pytest.mark.parametrize(
+        "key",
+        [
+            "test:users:=k",  # another application's, which reads like a tenant, a user and a key
+            "hot%7E%7B1%7D:other:t7:=k",
+            "hot%7E%7B1%7D:menu:t:=k",
+            "hot%7E%7B1%7D:menu:u:=k",
+            "hot%7E%7B1%7D:menu:u5:t7:=k",
+            "hot%7E%7B1%7D:menu:t7:t8:=k",
+            "hot%7E%7B1%7D:menu:t7+8:=k",
+            "hot%7E%7B1%7D:menu:t%37:=k",
+            "hot%7E%7B1%7D:menu:=%6B",
+            "hot%7E%7B1%7D:menu:=" + "k" * 500,
+            "=k",
+        ],
+    )
+    async def test_a_key_that_is_none_of_ours(self, manager, key):
+        """It is not loaded as the key of somebody whom it does not name."""
+        seen = []
+
+        @warm_loader("menu")
+        async def any_key(key):
+            seen.append((key, current_tenant(), current_user()))
+
+        await CacheWarmer(manager=manager).warm_hot(keys=[HotKey("menu", key, 1.0)])
+        assert seen == []
+
+    async def test_what_was_made_for_no_tenant_goes_with_each(self, manager):
+        """An entry of no known tenant may hold the data of any, also if it was warmed."""
+
+        @warm_loader("menu")
+        async def any_key(key):
+            return "again"
+
+        await self.make_hot(manager, "k")
+        await manager.invalidate("menu")
+        assert (await CacheWarmer(manager=manager).warm_hot()).loaded == 1
+        assert await manager.get("menu", "k") == "again"
+        await manager.invalidate_menu(7)
+        assert await manager.get("menu", "k") is None
+
+    @pytest.mark.parametrize("aware", [True, False, "known"])
+    async def test_what_was_left_out_by_the_caller(self, manager, aware):
+        """A key without tenant and user is loaded for none, whatever is told."""
+        manager.override("menu", tenant_aware=aware, user_aware=aware)
+
+        @warm_loader("menu")
+        async def any_key(key):
+            return f"for {current_tenant()} and {current_user()}"
+
+        await self.make_hot(manager, "k", tenant_aware=False, user_aware=False)
+        await manager.invalidate("menu")
+        with tenant_scope(7), user_scope(5):
+            assert (await CacheWarmer(manager=manager).warm_hot()).loaded == 1
+        assert await manager.get_or_load("menu", "k", "later", tenant_aware=False, user_aware=False) == "for None and None"
 
     async def test_its_options_are_those_of_the_entries(self, manager):
         """Tags, told by a function of the key, void what was warmed; the life is the one that was said."""
@@ -486,6 +695,34 @@ class TestLoaders:
         """It is called with the key."""
         with pytest.raises((ConfigurationError, TypeError), match="loader"):
             warm_loader("menu")(function)
+
+    async def test_a_disabled_manager_is_not_warmed(self, manager):
+        """Nothing is loaded that could not be stored, and nothing is said to be."""
+        loads = []
+
+        @warm_loader("menu")
+        async def any_key(key):
+            loads.append(key)
+
+        await self.make_hot(manager, "k")
+        await manager.invalidate("menu")
+        with manager.disabled():
+            report = await CacheWarmer(manager=manager).warm_hot()
+        assert (report["menu"].ended, report.loaded, loads) == ("skipped", 0, [])
+
+    async def test_a_caller_who_reads_past_the_cache(self, manager):
+        """Within `bypass()` nothing is loaded, since it would not be stored."""
+        loads = []
+
+        @warm_loader("menu")
+        async def any_key(key):
+            loads.append(key)
+
+        await self.make_hot(manager, "k")
+        await manager.invalidate("menu")
+        with manager.bypass():
+            report = await CacheWarmer(manager=manager).warm_hot()
+        assert (report["menu"].ended, report.loaded, loads) == ("skipped", 0, [])
 
     async def test_a_recipe_is_not_lost_for_the_callers_scope(self, manager):
         """A call that was made for no tenant is made again for none, in whatever scope the warmer is."""

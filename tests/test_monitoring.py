@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import logging
 import math
@@ -11,6 +12,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -21,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiocache_aura import (
+    BackendTimeoutError,
     CacheManager,
     CacheMonitor,
     CachePolicy,
@@ -42,7 +45,7 @@ from aiocache_aura.monitoring import cache_monitor
 from aiocache_aura.published import BOARD, LENGTHS, Published, counts_from_dict, counts_to_dict, covering, process_name, windows_of
 from aiocache_aura.recorder import Recorder
 from aiocache_aura.stats import INTS, Counts
-from aiocache_aura.watching import MARKS
+from aiocache_aura.watching import AGAIN, MARKS
 from tests.clocks import ManualClock
 from tests.leased import VirtualLoop
 from tests.steps import SOON, settled, soon
@@ -669,6 +672,95 @@ class TestTheTask:
         await asyncio.to_thread(lambda: asyncio.run(monitor.stop()))
         assert watch.is_over
 
+    def test_a_loop_that_stops_meanwhile_is_no_obstacle(self):
+        """`stop()` in another event loop does not wait for a loop that stops before it has heard of it."""
+        manager = CacheManager("memory://")
+        monitor = CacheMonitor(manager)
+        loop, held, go = asyncio.new_event_loop(), threading.Event(), threading.Event()
+
+        def hold():
+            held.set()
+            go.wait(SOON)
+            loop.stop()
+
+        def run():
+            loop.run_until_complete(monitor.start())
+            loop.call_soon(hold)
+            loop.run_forever()
+
+        async def stop():
+            stopping = asyncio.create_task(monitor.stop())
+            await asyncio.sleep(0)
+            go.set()
+            await soon(stopping)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        assert held.wait(SOON)
+        try:
+            asyncio.run(stop())
+        finally:
+            thread.join()
+            loop.run_until_complete(manager.aclose())
+            loop.close()
+
+    async def test_a_loop_that_is_closed_meanwhile_is_no_obstacle(self, monitor, pace, monkeypatch):
+        """`stop()` in another event loop returns, and leaves no coroutine that nobody awaits."""
+
+        def closed(work, loop):
+            asked.append(work)
+            raise RuntimeError("Event loop is closed")
+
+        asked = []
+        await monitor.start()
+        await pace.looked()
+        watch = monitor._watch
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncio, "run_coroutine_threadsafe", closed)
+            await asyncio.to_thread(lambda: asyncio.run(monitor.stop()))
+        assert [inspect.getcoroutinestate(work) for work in asked] == [inspect.CORO_CLOSED]
+        await watch.end()
+
+    async def test_it_is_cancelled_again_while_it_ends(self, valkey, pace, condition):
+        """It waits for its callbacks and takes its note down though its manager is closed meanwhile."""
+        begun, gate, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        async def slow(health):
+            begun.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await gate.wait()
+                ended.set()
+
+        manager = CacheManager(valkey.url, prefix="again", budget=10)
+        monitor = CacheMonitor(manager)
+        condition.status = "unhealthy"
+        await monitor.start(on_recovered=slow)
+        await pace.looked()
+        condition.status = "healthy"
+        await pace.look()
+        await soon(begun.wait())
+        with valkey.client() as client:
+            assert client.keys("again*fleet*") != []
+            ends = [asyncio.create_task(monitor.stop())]
+            await settled()
+            ends.append(asyncio.create_task(manager.aclose()))
+            await settled()
+            gate.set()
+            await soon(asyncio.wait(ends))
+            assert ended.is_set() and client.keys("again*fleet*") == []
+
+    async def test_in_a_fork_it_takes_nothing_down(self, manager, monitor, pace):
+        """What is posted is the other process's."""
+        await monitor.start()
+        await pace.looked()
+        watch = monitor._watch
+        watch._pid += 1
+        pace._pauses[0].set_result(0.0)
+        await soon(asyncio.wait({watch._task}))
+        assert await board(manager)
+
     def test_a_fork_begins_anew(self):
         """In a child that was forked while it ran, the monitor is not running, and can be started."""
         code = (
@@ -770,6 +862,102 @@ class TestEmptied:
             await pace.look()
             await pace.look()
         assert emptied == [1] and not await board(manager, MARKS)
+
+    async def test_each_of_several_is_told(self, manager, monitor, pace, emptied):
+        """Monitors of one manager find it out for themselves, also when one of them has ended."""
+        other = CacheMonitor(manager)
+        await monitor.start(on_emptied=lambda: emptied.append(1))
+        await other.start(on_emptied=lambda: emptied.append(2))
+        await pace.looked(2)
+        (await manager.engine()).port.notes.clear()
+        await pace.look()
+        await settled()
+        assert sorted(emptied) == [1, 2]
+        await monitor.stop()
+        (await manager.engine()).port.notes.clear()
+        await pace.look_until(lambda: len(emptied) > 2)
+        await other.stop()
+        assert sorted(emptied) == [1, 2, 2] and not await board(manager, MARKS) and not await board(manager, AGAIN)
+
+    async def test_answers_that_are_lost_of_a_store_that_is_full(self, manager, monitor, pace, emptied, monkeypatch):
+        """Marks that were put up without an answer, one and then the other, tell nothing by themselves."""
+        notes = (await manager.engine()).port.notes
+        post, late = notes.post, []
+
+        async def late_post(board, *args, **options):
+            posted = await post(board, *args, **options)
+            if late and board == late[0]:
+                raise BackendTimeoutError(late.pop(0))
+            return posted
+
+        monkeypatch.setattr(notes, "post", late_post)
+        async with monitor.running(on_emptied=lambda: emptied.append(1)):
+            await pace.looked()
+            late += [MARKS, AGAIN, MARKS, AGAIN]
+            for _ in range(8):
+                await pace.look()
+            await settled()
+        assert emptied == [] and late == []
+
+    @pytest.mark.parametrize("evicted", [MARKS, AGAIN])
+    async def test_a_mark_that_was_evicted(self, manager, monitor, pace, emptied, evicted):
+        """A store that is full, and has given up one mark now and one later, was not emptied."""
+        notes = (await manager.engine()).port.notes
+        async with monitor.running(on_emptied=lambda: emptied.append(1)):
+            await pace.looked()
+            for gone in (evicted, MARKS, AGAIN):
+                (name,) = await board(manager, gone)
+                await notes.drop(gone, name, timeout=1)
+                await pace.look()
+                await pace.look()
+            await settled()
+        assert emptied == []
+
+    @pytest.mark.parametrize("moment", [MARKS, AGAIN])
+    async def test_it_is_emptied_while_it_is_looked_at(self, manager, monitor, pace, emptied, monkeypatch, moment):
+        """Between the one mark and the other, or after both: it is told once."""
+        notes = (await manager.engine()).port.notes
+        post, empties = notes.post, []
+
+        async def post_and_empty(board, *args, **options):
+            posted = await post(board, *args, **options)
+            if board == moment and empties:
+                empties.pop()
+                notes.clear()
+            return posted
+
+        monkeypatch.setattr(notes, "post", post_and_empty)
+        async with monitor.running(on_emptied=lambda: emptied.append(1)):
+            await pace.looked()
+            empties.append(1)
+            for _ in range(4):
+                await pace.look()
+            await settled()
+        assert emptied == [1]
+
+    @pytest.mark.parametrize("first", [MARKS, AGAIN])
+    @pytest.mark.parametrize("lost", [1, 2])
+    async def test_an_answer_that_is_lost(self, manager, monitor, pace, emptied, monkeypatch, lost, first):
+        """An emptied store that takes the next post, or two, and answers too late, is found to have been emptied all the same."""
+        notes = (await manager.engine()).port.notes
+        post, late = notes.post, []
+
+        async def late_post(board, *args, **options):
+            posted = await post(board, *args, **options)
+            if board != BOARD and late and (board == first or len(late) < lost):
+                late.pop()
+                raise BackendTimeoutError("late")
+            return posted
+
+        monkeypatch.setattr(notes, "post", late_post)
+        async with monitor.running(on_emptied=lambda: emptied.append(1)):
+            await pace.looked()
+            notes.clear()
+            late += ["late"] * lost
+            for _ in range(4):
+                await pace.look()
+            await settled()
+        assert emptied == [1]
 
     async def test_nobody_asks_and_no_mark_is_made(self, manager, monitor, pace):
         """Without `on_emptied` there is only the note of figures."""
@@ -907,6 +1095,18 @@ class TestFleet:
         await other.stop()
         assert not await board(manager)
 
+    async def test_one_that_publishes_nothing_keeps_no_note(self, manager, monitor, pace):
+        """The note is taken down with the last monitor that posts it."""
+        other = CacheMonitor(manager)
+        await monitor.start()
+        await other.start(publish=False, on_emptied=print)
+        await pace.looked(2)
+        assert len(await board(manager)) == 1
+        await monitor.stop()
+        assert not await board(manager) and await board(manager, MARKS)
+        await other.stop()
+        assert not await board(manager, MARKS)
+
     async def test_the_window_is_the_same_for_all(self, pace, clock, valkey):
         """Of ten minutes the fleet's is an hour, of this process's figures too, and the report says so."""
         async with CacheManager(valkey.url, prefix="w", clock=clock) as one, CacheManager(valkey.url, prefix="w", clock=clock) as two:
@@ -951,6 +1151,37 @@ class TestFleet:
             await notes.post(BOARD, str(n), note, life=60, timeout=1)
         fleet = (await monitor.get_cache_report(fleet=True))["fleet"]
         assert (fleet["processes"], fleet["unreadable"], fleet["error"]) == (1, 6, None)
+
+    @pytest.mark.parametrize(
+        "strange",
+        [
+            {"at": "nan"},
+            {"at": "inf"},
+            {"at": 1e308},
+            {"windows": {"1" + "0" * 400: {"menu": {"hits": 1}}}},
+            {"windows": {"-60": {"menu": {"hits": 1}}}},
+            {"windows": {"60": {"menu": {"hits": 2**63}}}},
+            {"windows": {"60": {"menu": {"load_seconds": 1.7e308}}}},
+            {"windows": {"60": {"menu": {"times": {"get": [1.7e308, {"5": 3}]}}}}},
+        ],
+        ids=lambda strange: str(strange)[:40],
+    )
+    async def test_figures_that_cannot_be(self, manager, monitor, strange):
+        """A note with numbers that nobody counts to is unreadable; the report is JSON and text, however many there are."""
+        notes = (await manager.engine()).port.notes
+        await fill(manager)
+        note = {"v": 1, "process": "p", "at": 1, "status": "x", "windows": {}}
+        for n in range(3):
+            await notes.post(BOARD, str(n), json.dumps(note | strange).encode(), life=60, timeout=1)
+        report = await monitor.get_cache_report(fleet=True)
+        assert report["fleet"]["unreadable"] == 3 and report["summary"]["hits"] == 3
+        assert str(report) and json.dumps(report, allow_nan=False)
+
+    async def test_a_process_whose_clock_is_ahead(self, manager, monitor, clock):
+        """Its figures are not old."""
+        note = Published("p", clock.time() + 60, {})
+        await (await manager.engine()).port.notes.post(BOARD, "p", note.encode(), life=60, timeout=1)
+        assert (await monitor.get_cache_report(fleet=True))["fleet"]["oldest_seconds"] == 0
 
     async def test_a_store_that_cannot_be_read(self, own_server):
         """The report is of this process alone, and says why."""
