@@ -143,10 +143,10 @@ async def warm(manager: CacheManager, keys: Sequence[HotKey], run_of: Callable[[
     room = anyio.Semaphore(concurrency)
     async with anyio.create_task_group() as calls:
         for one in keys:
-            await run_of(one.cache_type).breathe()
             call = _call_of(manager, one, loader_of)
             if call is None:
                 lost += 1
+                await run_of(one.cache_type).breathe()
                 continue
             await room.acquire()
             calls.start_soon(_make, call, run_of(one.cache_type), room)

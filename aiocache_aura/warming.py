@@ -268,7 +268,7 @@ class Run:
         """Let others go on if this has worked for long enough."""
         worked = self._now() - self._since
         if worked >= self._pace.slice:
-            await self._pace.rest(worked)
+            await self._pace.rest(min(worked, 2 * self._pace.slice))  # what is more it has waited, for its source or the store
             self._since = self._now()
 
     # Calls
