@@ -163,7 +163,8 @@ class CacheMonitor:
         Each `interval` seconds the health is checked, with the event loop's lag since the last time, and this process's figures are
         published for the fleet's reports (`publish`), with what is hot for it. Callbacks, plain or async, are given the `Health`:
         `on_unhealthy` once when it becomes "unhealthy", `on_recovered` once when it is not any more. `on_emptied` is called, with nothing,
-        when the store is found to have lost what was posted there, as after FLUSHALL: `on_emptied=warmer.warm_hot`. Callbacks are called
+        when the store is found to have lost what was posted there, as after FLUSHALL: `on_emptied=warmer.warm_hot`. That is looked for
+        each half second in which users have missed, too. Callbacks are called
         one after another, beside the task, and end with it; what they raise is logged. One task at a time for each monitor:
         ConfigurationError for a second.
         """

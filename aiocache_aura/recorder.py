@@ -141,6 +141,10 @@ class Recorder:
         """How often users have read, of whatever type."""
         return sum(counts.hits + counts.misses for counts in list(self._counts.values()))
 
+    def misses(self) -> int:
+        """How often users have missed, of whatever type."""
+        return sum(counts.misses for counts in self._counts.copy().values())
+
     def total(self, cache_type: str) -> Counts:
         """What has happened to a type since the start, as it is now."""
         return self._counts.get(cache_type, _NOTHING).copy()

@@ -36,6 +36,7 @@ log = logging.getLogger("aiocache_aura.monitor")
 STEP = 0.25  # seconds between two measures of the event loop's lag
 LEAST_LIFE = 5.0  # seconds of a note; else it is three intervals
 MARKS, AGAIN, MARK_LIFE, SPARE = "marks", "marks-again", 3600.0, 60.0
+GUARDED = 0.5  # seconds in which users have missed, after which it is asked whether the store was emptied
 HEAT_EVERY = 30.0  # seconds
 GRACE = 5.0  # seconds that callbacks, once cancelled, have for their end
 MOST_WAITING = 100
@@ -136,6 +137,7 @@ class Watch:
         self._posted: set[tuple[str, str]] = set()
         self._gone, self._unheard = dict[str, bool](), set[str]()  # whether that a mark is gone was heard
         self._stands_until = self._heat_due = -math.inf
+        self._marking = asyncio.Lock()
         self._status = "unknown"
         self.lag = 0.0
         self._loop = asyncio.get_running_loop()
@@ -180,13 +182,28 @@ class Watch:
 
     async def _live(self) -> None:
         time, due = self._loop.time, self._loop.time()
+        guard = self._loop.create_task(self._guard(), name="aiocache_aura monitor's guard")
         try:
             while not self._is_cancelled() and self._pid == os.getpid():
                 await self._look()
                 due += self._interval * max(math.ceil((time() - due) / self._interval), 1)
                 self.lag = await rest(due - time())
         finally:
-            await to_the_end(self._finish())
+            guard.cancel()
+            await to_the_end(self._finish(guard))
+
+    async def _guard(self) -> None:
+        """While users miss, see whether the store was emptied between two looks, too."""
+        if self._on_emptied is None or self._interval <= GUARDED:
+            return
+        while self._pid == os.getpid():
+            missed = self.manager.recorder.misses()
+            await asyncio.sleep(GUARDED)
+            if self.manager.recorder.misses() != missed:
+                try:
+                    await self._post(self._mark)
+                except Exception as error:
+                    self._faults.report(error, "marking the store")
 
     def _is_cancelled(self) -> bool:
         return self._task.cancelling() > 0
@@ -250,6 +267,10 @@ class Watch:
         They are two, and both have to be gone: one alone was evicted. One that was put up without an answer cannot tell, and leaves
         it to the other.
         """
+        async with self._marking:
+            await self._mark_both(notes)
+
+    async def _mark_both(self, notes: Notes) -> None:
         now, seen = self.manager.settings.clock.monotonic(), len(self._gone)
         for board in (MARKS, AGAIN):
             was_unheard = board in self._unheard
@@ -276,7 +297,8 @@ class Watch:
 
     # Ending
 
-    async def _finish(self) -> None:
+    async def _finish(self, guard: asyncio.Task[None]) -> None:
+        await asyncio.wait({guard})
         if self._pid != os.getpid():
             return
         await asyncio.gather(self._changes.end(), self._warmings.end())

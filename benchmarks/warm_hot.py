@@ -1,6 +1,6 @@
 """Redis is emptied under load: how soon the hit rate is back, with the hottest keys warmed and without.
 
-    python -m benchmarks.warm_hot [--keys 2000] [--skew 1.0] [--rate 400] [--limit 1000] [--concurrency 16] [--interval 0.5] [--rounds 3]
+    python -m benchmarks.warm_hot [--keys 2000] [--skew 1.0] [--rate 300] [--limit 1000] [--concurrency 16] [--interval 10] [--rounds 3]
 
 Calls of a cached function come at so many a second, in a Poisson process; their arguments are in a Zipf distribution. What they miss is
 loaded by a source that takes 20 ms, 16 at once. After 10,000 calls the hit rate is taken over two seconds, then comes FLUSHALL, and
@@ -125,10 +125,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--keys", type=int, default=2000)
     parser.add_argument("--skew", type=float, default=1.0)
-    parser.add_argument("--rate", type=float, default=400.0)
+    parser.add_argument("--rate", type=float, default=300.0)
     parser.add_argument("--limit", type=int, default=1000)
     parser.add_argument("--concurrency", type=int, default=16)
-    parser.add_argument("--interval", type=float, default=0.5)
+    parser.add_argument("--interval", type=float, default=10.0)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     logging.disable(logging.WARNING)

@@ -45,7 +45,7 @@ from aiocache_aura.monitoring import cache_monitor
 from aiocache_aura.published import BOARD, LENGTHS, Published, counts_from_dict, counts_to_dict, covering, process_name, windows_of
 from aiocache_aura.recorder import Recorder
 from aiocache_aura.stats import INTS, Counts
-from aiocache_aura.watching import AGAIN, MARKS
+from aiocache_aura.watching import AGAIN, MARKS, Watch
 from tests.clocks import ManualClock
 from tests.leased import VirtualLoop
 from tests.steps import SOON, settled, soon
@@ -978,6 +978,29 @@ class TestEmptied:
                 (await manager.engine()).port.notes.clear()
                 await pace.look()
         assert emptied == [1]
+
+    async def test_users_who_miss_are_word_enough(self, valkey, pace, monkeypatch):
+        """It is noticed without a look, while users miss; while none does, it is not asked."""
+        monkeypatch.setattr(watching, "GUARDED", 0.01)
+        async with CacheManager(valkey.url, prefix="guarded", budget=10) as manager:
+            emptied, posts, real = asyncio.Queue(), [], Watch._mark_both
+
+            async def marking(self, notes):
+                posts.append(None)
+                await real(self, notes)
+
+            monkeypatch.setattr(Watch, "_mark_both", marking)
+            async with CacheMonitor(manager).running(interval=100, on_emptied=lambda: emptied.put_nowait(1)):
+                await pace.looked()
+                await asyncio.sleep(0.05)
+                assert len(posts) == 1
+                with valkey.client() as client:
+                    client.flushall()
+                deadline = asyncio.get_running_loop().time() + SOON
+                while emptied.empty():
+                    await manager.get_or_load("menu", f"k{len(posts)}", lambda: None)
+                    await asyncio.sleep(0.005)
+                    assert asyncio.get_running_loop().time() < deadline
 
     async def test_with_a_warmer(self, valkey, pace):
         """`on_emptied=warmer.warm_hot` loads again what was hot, without anybody having asked."""
