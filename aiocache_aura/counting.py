@@ -75,17 +75,21 @@ class Counting:
         saved = cost_of(raw) * times
         if saved:
             terms.counts.saved_seconds += saved
-            self._offer(address, terms, saved, args)
+            recall = None if terms.recall is None or not args else partial(terms.recall, *args)
+            self._recorder.heat.offer(address.cache_type, address.key.decode(), saved, recall)
         return times
 
-    def _heat(self, address: Address, terms: Terms, cost: float, load: object) -> None:
+    def _recipe(self, address: Address, terms: Terms, load: object) -> bytes | None:
+        """What makes a call again that is about to be loaded, unless that is known, or it is no call."""
+        if terms.recall is None or not isinstance(load, partial) or self._recorder.heat.knows(address.cache_type, address.key.decode()):
+            return None
+        return terms.recall(*load.args)
+
+    def _heat(self, address: Address, cost: float, recipe: bytes | None) -> None:
         """A user's read has missed, and took a load of so many seconds: the next one is saved it."""
         if identity.get().warming is None:
-            self._offer(address, terms, cost, load.args if isinstance(load, partial) else ())
-
-    def _offer(self, address: Address, terms: Terms, seconds: float, args: tuple[Any, ...]) -> None:
-        recall = None if terms.recall is None or not args else partial(terms.recall, *args)
-        self._recorder.heat.offer(address.cache_type, address.key.decode(), seconds, recall)
+            recall = None if recipe is None else lambda: recipe
+            self._recorder.heat.offer(address.cache_type, address.key.decode(), cost, recall)
 
     def _tell_hit(self, address: Address, raw: bytes, seconds: float, *, stale: bool = False) -> None:
         debug = log.isEnabledFor(logging.DEBUG)

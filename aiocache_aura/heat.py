@@ -119,6 +119,12 @@ class Heat:
                 error = kept.pop_lightest().weight
             kept.add(key, _Place(error + weight, error, None if recall is None else recall()))
 
+    def knows(self, cache_type: str, key: str) -> bool:
+        """Whether a key is kept, with its recipe."""
+        kept = self._types.get(cache_type)
+        place = None if kept is None else kept.places.get(key)
+        return place is not None and place.recipe is not None
+
     def hottest(self, cache_type: str | None = None, *, limit: int = 100) -> list[HotKey]:
         """The hottest keys of a type, or of all, the hottest first."""
         with self._lock:

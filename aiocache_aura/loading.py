@@ -183,6 +183,7 @@ class Loading(Planting):
             if not flight.is_open:
                 flight.let_go()
         give_up = partial(self._give_up, flights, addresses, claims, terms)
+        recipe = self._recipe(addresses[0], terms, run)  # now, for a function may change its arguments
         try:
             result, created, cost = await self._timed(flights, addresses[0], terms, run, give_up)
             if all(flight.phase is Phase.DONE for flight in flights):
@@ -193,9 +194,9 @@ class Loading(Planting):
             give_up(error)
             raise
         for flight, address, one, sure in zip(flights, addresses, results, confirmed, strict=True):
-            if one is not None and one[1] is not None and not flight.refreshes:
-                self._heat(address, terms, cost, run)
             flight.finish(LEFT_OUT if one is None else one[0], confirmed=sure)
+            if one is not None and one[1] is not None and not flight.refreshes:
+                self._heat(address, cost, recipe)
 
     async def _timed(
         self, flights: Sequence[Flight], address: Address, terms: Terms, run: Load, give_up: Callable[[BaseException], None]

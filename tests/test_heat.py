@@ -424,6 +424,21 @@ class TestWarmHot:
             await dish.using(refresh=True)(1)
             assert {one.key: one.seconds for one in manager.recorder.heat.hottest()}[dish.cache_key(1)] <= before
 
+    async def test_a_function_that_changes_its_arguments(self):
+        """The recipe is of the call as it was made."""
+        async with CacheManager("memory://") as manager:
+
+            @cache_menu(manager=manager)
+            async def dishes(wanted: list) -> int:
+                await asyncio.sleep(0.001)
+                wanted.clear()
+                return 1
+
+            await dishes([1, 2])
+            (known,) = manager.recorder.heat.hottest()
+            assert Recipe.decode(known.recipe).arguments == {"wanted": [1, 2]}
+            assert known.key == dishes.cache_key([1, 2])
+
     async def test_another_process_warms_what_was_published(self, valkey):
         """A new process learns it from the store."""
         loads = []
