@@ -19,7 +19,7 @@ from typing import Final
 import anyio
 
 BATCH_KEYS: Final = 256
-BUSY_BATCH: Final = 8
+BUSY_BATCH: Final = 4
 SLICE: Final = 0.0005  # seconds of work before others may go on
 SHORT_SLICE: Final = 0.0001  # while others want the event loop, or the processor
 LATE: Final = 0.0005  # seconds until its turn came again, that others have had
