@@ -122,7 +122,7 @@ class CacheWarmer(Generic[DB]):
         **policy: Unpack[PolicyOverrides],
     ) -> Callable[[F], F]:
         """Declare how keys are loaded again by this warmer, which is asked before those of `warm_loader`; see there."""
-        return loaders.decorator(self._loaders, cache_type, pattern, tags, {"as_type": as_type, **policy})
+        return loaders.decorator(self._loaders, cache_type, pattern, tags, as_type, policy)
 
     def _loader_of(self, cache_type: str, key: str) -> Loader | None:
         return self._loaders.of(cache_type, key) or loaders.registered.of(cache_type, key)

@@ -201,11 +201,11 @@ async def _loaded(manager: CacheManager, loader: Loader, key: str, tenant: str |
     async def load() -> Any:
         return await call_any(loader.function, key)
 
-    policy = manager.policy(loader.cache_type).merged({name: value for name, value in loader.options.items() if name != "as_type"})
+    policy = manager.policy(loader.cache_type).merged(loader.policy)
     whose = {"tenant_aware": _aware(policy.tenant_aware, tenant), "user_aware": _aware(policy.user_aware, user)}
-    options: dict[str, Any] = {"tags": loader.tags_of(key), **loader.options, **whose}
+    options: dict[str, Any] = {**loader.policy, **whose}
     with owner_scope(tenant, user):
-        return await manager.get_or_load(loader.cache_type, key, load, **options)
+        return await manager.get_or_load(loader.cache_type, key, load, tags=loader.tags_of(key), as_type=loader.as_type, **options)
 
 
 def _aware(told: Aware, owner: str | None) -> Aware:

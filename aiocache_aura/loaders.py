@@ -15,6 +15,7 @@ from aiocache_aura import keys
 from aiocache_aura.desk import listed
 from aiocache_aura.errors import ConfigurationError
 from aiocache_aura.policy import CachePolicy, PolicyOverrides
+from aiocache_aura.sources import ByType
 
 F = TypeVar("F", bound=Callable[[str], Any])
 
@@ -27,30 +28,18 @@ class Loader:
     matches: Callable[[str], bool] = field(repr=False)
     function: Callable[[str], Any]
     tags: Iterable[str] | Callable[[str], Iterable[str]] = ()
-    options: Mapping[str, Any] = field(default_factory=dict)
+    as_type: Any = None
+    policy: Mapping[str, Any] = field(default_factory=dict)
 
     def tags_of(self, key: str) -> list[str]:
         return listed(self.tags(key) if callable(self.tags) else self.tags, "tags")
 
 
-class Loaders:
+class Loaders(ByType[Loader]):
     """Loaders by cache type: of several that match a key, the one that was declared last."""
 
-    def __init__(self) -> None:
-        self._by_type: dict[str, list[Loader]] = {}
-
-    def __repr__(self) -> str:
-        return f"Loaders({', '.join(f'{name}: {len(found)}' for name, found in self._by_type.items())})"
-
-    def add(self, loader: Loader) -> None:
-        self._by_type.setdefault(loader.cache_type, []).insert(0, loader)
-
     def of(self, cache_type: str, key: str) -> Loader | None:
-        return next((loader for loader in self._by_type.get(cache_type, ()) if loader.matches(key)), None)
-
-    def forget(self) -> None:
-        """Have no loader any more: for tests that declare their own."""
-        self._by_type.clear()
+        return next((loader for loader in reversed(self._by_type.get(cache_type, ())) if loader.matches(key)), None)
 
 
 registered = Loaders()
@@ -58,14 +47,19 @@ registered = Loaders()
 
 
 def decorator(
-    loaders: Loaders, cache_type: str, pattern: str, tags: Iterable[str] | Callable[[str], Iterable[str]], options: Mapping[str, Any]
+    loaders: Loaders,
+    cache_type: str,
+    pattern: str,
+    tags: Iterable[str] | Callable[[str], Iterable[str]],
+    as_type: Any,
+    policy: Mapping[str, Any],
 ) -> Callable[[F], F]:
     """Makes a function a loader, and leaves it as it is."""
     keys.check_type_name(cache_type)
     if not isinstance(pattern, str):
         raise TypeError(f"a pattern is text such as 'item:*', not {type(pattern).__name__}")
     told = tags if callable(tags) else tuple(listed(tags, "tags"))
-    CachePolicy().merged({name: value for name, value in options.items() if name != "as_type"})  # says what is wrong with them here
+    CachePolicy().merged(policy)  # says here what is wrong with it
 
     def declare(function: F) -> F:
         if not callable(function):
@@ -75,7 +69,7 @@ def decorator(
         except TypeError as error:
             raise ConfigurationError(f"a loader is called with the key; {function!r:.80} is not to be called so: {error}") from None
         matches = keys.pattern_matcher(pattern)
-        loaders.add(Loader(cache_type=cache_type, matches=matches, function=function, tags=told, options=dict(options)))
+        loaders.add(Loader(cache_type=cache_type, matches=matches, function=function, tags=told, as_type=as_type, policy=policy))
         return function
 
     return declare
@@ -106,4 +100,4 @@ def warm_loader(
         as_type: As for `get_or_load`.
         policy: Options of the policy, by name.
     """
-    return decorator(registered, cache_type, pattern, tags, {"as_type": as_type, **policy})
+    return decorator(registered, cache_type, pattern, tags, as_type, policy)

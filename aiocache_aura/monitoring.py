@@ -29,7 +29,7 @@ from aiocache_aura.health import Health, HealthLimits, check_health
 from aiocache_aura.heat import HotKey
 from aiocache_aura.jobs import Job
 from aiocache_aura.keys import split_owner
-from aiocache_aura.published import BOARD, DAY, Published, covering, process_name
+from aiocache_aura.published import BOARD, DAY, Published, covering, process_name, window_of
 from aiocache_aura.report import CacheReport, Metrics, metrics, told
 from aiocache_aura.stats import Counts
 from aiocache_aura.types import is_number
@@ -78,7 +78,7 @@ class CacheMonitor:
         manager = self.manager
         if cache_type is not None:
             manager.policy(cache_type)
-        types = await _windows(manager, last_minutes, None if cache_type is None else [cache_type])
+        types = await (_windows(manager, last_minutes) if cache_type is None else window_of(manager.recorder, last_minutes, [cache_type]))
         return metrics(_sum(types), cache_type=cache_type, minutes=last_minutes, slow=_slow(manager, last_minutes, cache_type))
 
     async def check_health(self) -> Health:
@@ -164,9 +164,8 @@ class CacheMonitor:
         published for the fleet's reports (`publish`), with what is hot for it. Callbacks, plain or async, are given the `Health`:
         `on_unhealthy` once when it becomes "unhealthy", `on_recovered` once when it is not any more. `on_emptied` is called, with nothing,
         when the store is found to have lost what was posted there, as after FLUSHALL: `on_emptied=warmer.warm_hot`. That is looked for
-        each half second in which users have missed, too. Callbacks are called
-        one after another, beside the task, and end with it; what they raise is logged. One task at a time for each monitor:
-        ConfigurationError for a second.
+        each half second in which users have missed, too. Callbacks are called one after another, beside the task, and end with it; what
+        they raise is logged. One task at a time for each monitor: ConfigurationError for a second.
         """
         watch = self._begin(interval, on_unhealthy, on_recovered, on_emptied, publish=publish)
         try:
@@ -233,13 +232,9 @@ def _check_minutes(minutes: object) -> None:
         raise ValueError(f"last_minutes={minutes!r}: it is a number of minutes from 1 to {DAY}, for which figures are kept")
 
 
-async def _windows(manager: CacheManager, minutes: float, names: Iterable[str] | None = None) -> Types:
-    """What was counted by type. To look through a day takes milliseconds for each: others have their turn between two."""
-    found = {}
-    for name in list(manager.caches if names is None else names):
-        found[name] = manager.recorder.window(name, minutes * 60)
-        await asyncio.sleep(0)
-    return found
+async def _windows(manager: CacheManager, minutes: float) -> Types:
+    """What was counted of every type."""
+    return await window_of(manager.recorder, minutes, list(manager.caches))
 
 
 def _sum(types: Types) -> Counts:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -79,14 +79,18 @@ class Published:
             return None
 
 
-async def windows_of(recorder: Recorder) -> dict[int, dict[str, Counts]]:
-    """The windows that a process publishes, by length in minutes and cache type; others have their turn after each type."""
-    found: dict[int, dict[str, Counts]] = {length: {} for length in LENGTHS}
-    for name in recorder.cache_types:
-        for length in LENGTHS:
-            found[length][name] = recorder.window(name, length * 60)
+async def window_of(recorder: Recorder, minutes: float, names: Iterable[str]) -> dict[str, Counts]:
+    """What was counted of these types in about the last so many minutes; others have their turn after each."""
+    found = {}
+    for name in names:
+        found[name] = recorder.window(name, minutes * 60)
         await asyncio.sleep(0)
     return found
+
+
+async def windows_of(recorder: Recorder) -> dict[int, dict[str, Counts]]:
+    """The windows that a process publishes, by length in minutes and cache type."""
+    return {length: await window_of(recorder, length, recorder.cache_types) for length in LENGTHS}
 
 
 def counts_to_dict(counts: Counts) -> dict[str, Any]:

@@ -143,7 +143,7 @@ class Recorder:
 
     def misses(self) -> int:
         """How often users have missed, of whatever type."""
-        return sum(counts.misses for counts in self._counts.copy().values())
+        return sum(counts.misses for counts in list(self._counts.values()))
 
     def total(self, cache_type: str) -> Counts:
         """What has happened to a type since the start, as it is now."""

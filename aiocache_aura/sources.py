@@ -7,7 +7,7 @@ import inspect
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from aiocache_aura.context import current_user
 from aiocache_aura.errors import ConfigurationError
@@ -80,17 +80,35 @@ def _roles(function: Callable[..., Any]) -> dict[str, str]:
     return roles
 
 
-class Sources:
-    """Sources by cache type."""
+class OfType(Protocol):
+    """What is declared for a cache type."""
+
+    @property
+    def cache_type(self) -> str: ...
+
+
+D = TypeVar("D", bound=OfType)
+
+
+class ByType(Generic[D]):
+    """What was declared, by cache type, in the order of declaration."""
 
     def __init__(self) -> None:
-        self._by_type: dict[str, list[Source]] = {}
+        self._by_type: dict[str, list[D]] = {}
 
     def __repr__(self) -> str:
-        return f"Sources({', '.join(f'{name}: {len(found)}' for name, found in self._by_type.items())})"
+        return f"{type(self).__name__}({', '.join(f'{name}: {len(found)}' for name, found in self._by_type.items())})"
 
-    def add(self, source: Source) -> None:
-        self._by_type.setdefault(source.cache_type, []).append(source)
+    def add(self, declared: D) -> None:
+        self._by_type.setdefault(declared.cache_type, []).append(declared)
+
+    def forget(self) -> None:
+        """Have nothing any more: for tests that declare their own."""
+        self._by_type.clear()
+
+
+class Sources(ByType[Source]):
+    """Sources by cache type."""
 
     def of(self, cache_type: str, manager: Any) -> list[Source]:
         """Those of a type that serve this manager."""
@@ -109,10 +127,6 @@ class Sources:
 
     def __len__(self) -> int:
         return len(self.all())
-
-    def forget(self) -> None:
-        """Have no source any more: for tests that declare their own."""
-        self._by_type.clear()
 
 
 registered = Sources()

@@ -476,3 +476,12 @@ async def soon(work: Awaitable[Any]) -> Any:
     """What comes of it, which must come by itself."""
     async with asyncio.timeout(SOON):
         return await work
+
+
+async def lived(world: Any, actions: Iterable[Any]) -> None:
+    """Have a model's world act, and come to its end, or to the first promise that it breaks."""
+    for action in actions:
+        await world.act(action)
+        if world.broken:
+            return
+    await world.end()

@@ -31,7 +31,7 @@ from aiocache_aura.errors import BackendError
 from aiocache_aura.resilience.single_flight import Phase, _aboard
 from aiocache_aura.types import MISSING
 from tests.clocks import ManualClock
-from tests.steps import ADDRESSES, TERMS, Fleet, Network, Process, Step, address, settled, terms
+from tests.steps import ADDRESSES, TERMS, Fleet, Network, Process, Step, address, lived, settled, terms
 
 Action = tuple[str, int, int, int]  # what, a number, a key, a number
 PLACES = [address("a", tenants=["1"], tags=["x"]), address("b", tenants=["2"], tags=["x"]), address("c", tenants=["1"])]
@@ -413,12 +413,7 @@ async def run(actions: list[Action], *, calm: bool = False) -> None:
     """Live through this history; Violation at the first promise that it breaks."""
     world = World(calm=calm)
     try:
-        for action in actions:
-            await world.act(action)
-            if world.broken:
-                break
-        if not world.broken:
-            await world.end()
+        await lived(world, actions)
         broken = list(world.broken)
     finally:
         for task in world.tasks:

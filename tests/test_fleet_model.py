@@ -49,7 +49,7 @@ from aiocache_aura.stores.memory import MemoryStore
 from aiocache_aura.terms import Terms
 from aiocache_aura.types import MISSING, Uncached
 from tests.leased import OVER_A_NETWORK, LeasedFleet, LeasedPort, LeasedStore, Lessee, VirtualLoop
-from tests.steps import ADDRESSES, Network, Process, Step, address, settled, terms
+from tests.steps import ADDRESSES, Network, Process, Step, address, lived, settled, terms
 
 Action = tuple[str, int, int, int]  # what, a number, a key, a number
 PLACES = [address("a", tenants=["1"], tags=["x"]), address("b", tenants=["2"], tags=["x"]), address("c", tenants=["1"])]
@@ -643,12 +643,7 @@ class World(Network):
 async def live(actions: list[Action], processes: int, calm: bool) -> None:
     world = World(processes, calm=calm)
     try:
-        for action in actions:
-            await world.act(action)
-            if world.broken:
-                break
-        if not world.broken:
-            await world.end()
+        await lived(world, actions)
         broken = list(world.broken)
     finally:
         for task in world.tasks:

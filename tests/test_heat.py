@@ -711,8 +711,9 @@ class TestLoaders:
         with pytest.raises((ConfigurationError, TypeError), match="loader"):
             warm_loader("menu")(function)
 
-    async def test_a_disabled_manager_is_not_warmed(self, manager):
-        """Nothing is loaded that could not be stored, and nothing is said to be."""
+    @pytest.mark.parametrize("past", ["disabled", "bypass"])
+    async def test_past_the_cache_nothing_is_warmed(self, manager, past):
+        """Within `disabled()` and `bypass()` nothing is loaded that could not be stored, and nothing is said to be."""
         loads = []
 
         @warm_loader("menu")
@@ -721,21 +722,7 @@ class TestLoaders:
 
         await self.make_hot(manager, "k")
         await manager.invalidate("menu")
-        with manager.disabled():
-            report = await CacheWarmer(manager=manager).warm_hot()
-        assert (report["menu"].ended, report.loaded, loads) == ("skipped", 0, [])
-
-    async def test_a_caller_who_reads_past_the_cache(self, manager):
-        """Within `bypass()` nothing is loaded, since it would not be stored."""
-        loads = []
-
-        @warm_loader("menu")
-        async def any_key(key):
-            loads.append(key)
-
-        await self.make_hot(manager, "k")
-        await manager.invalidate("menu")
-        with manager.bypass():
+        with getattr(manager, past)():
             report = await CacheWarmer(manager=manager).warm_hot()
         assert (report["menu"].ended, report.loaded, loads) == ("skipped", 0, [])
 

@@ -26,10 +26,9 @@ from aiocache_aura.resilience.single_flight import Tick
 from aiocache_aura.stores import redis as redis_store
 from aiocache_aura.stores.base import Command, Tokens
 from aiocache_aura.stores.memory import MemoryStore
-from aiocache_aura.stores.scripts import life_ms
 from tests.clocks import ManualClock
 from tests.servers import Server
-from tests.steps import SOON, Port
+from tests.steps import SOON, Port, lived
 
 Action = tuple[str, int, int]  # what, a number, another one
 TAGS: dict[str, list[str]] = {"a": [], "b": ["known"], "c": ["late"]}  # the last tag is told only with its pair
@@ -255,12 +254,7 @@ async def live(make: Make, actions: list[Action]) -> None:
         world = World(ours, theirs, clock)
         await world.open()
         try:
-            for action in actions:
-                await world.act(action)
-                if world.broken:
-                    break
-            if not world.broken:
-                await world.end()
+            await lived(world, actions)
         finally:
             tasks = [task for task in (world.run, *(task for _, task in world.loads)) if task is not None]
             for task in tasks:
@@ -362,8 +356,8 @@ def generations_are_not_compared(patch: pytest.MonkeyPatch) -> None:
 def stored_over_whatever_is_there(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(MemoryStore, "_holds", lambda self, key, seen, now: True)
 
-    def planted(key: bytes, raw: bytes, life: float | None, seen: bytes | None) -> Command:
-        return ("SET", key, raw) if life is None else ("SET", key, raw, "PX", life_ms(life))
+    def planted(key: bytes, raw: bytes, ms: int, seen: bytes | None) -> Command:
+        return ("SET", key, raw, "PX", ms) if ms else ("SET", key, raw)
 
     patch.setattr(redis_store, "_planted", planted)
 
